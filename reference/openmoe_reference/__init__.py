@@ -1,0 +1,1 @@
+"""The arithmetic of SPEC.md in NumPy: one module a chapter, written to be read."""

@@ -1,0 +1,136 @@
+"""SPEC.md "Groups and capacity": integers from shapes alone; no value is looked at."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Shaped
+from numpy import ndarray
+from openmoe_spec.errors import RejectedError
+
+from openmoe_reference.arguments import check_integer, check_positive
+
+
+def num_expert_replicas(
+    device_count: int, *, num_expert_partitions: int, num_model_partitions: int
+) -> int:
+    """Return R, the copies of each expert that a training run's devices held.
+
+    Errors: RejectedError GROUP-09 on a count below 1.
+    Spec: GROUP-01. Source: flaxformer moe_layers.py::_num_expert_replicas@c5bdc41.
+    """
+    check_integer("device_count", device_count, "GROUP-09", least=1)
+    check_integer("num_expert_partitions", num_expert_partitions, "GROUP-09", least=1)
+    check_integer("num_model_partitions", num_model_partitions, "GROUP-09", least=1)
+    return max(1, device_count // (num_expert_partitions * num_model_partitions))
+
+
+def padded_shape(batch: int, length: int, *, multiple: int) -> tuple[int, int]:
+    """Return [B, L] after the layer's own padding: B * L becomes a multiple of `multiple`.
+
+    Whole rows or whole columns are added, whichever adds fewer tokens; on a tie, columns.
+    Errors: RejectedError GROUP-09 on a size below 1.
+    Spec: GROUP-01, GROUP-02. Source: flaxformer moe_layers.py::_maybe_pad@c5bdc41.
+    """
+    check_integer("batch", batch, "GROUP-09", least=1)
+    check_integer("length", length, "GROUP-09", least=1)
+    check_integer("multiple", multiple, "GROUP-09", least=1)
+    if batch * length % multiple == 0:
+        return batch, length
+    rows, columns = 1, 1
+    while (batch + rows) * length % multiple:
+        rows += 1
+    while batch * (length + columns) % multiple:
+        columns += 1
+    if columns * batch > rows * length:
+        return batch + rows, length
+    return batch, length + columns
+
+
+def num_groups(
+    num_tokens: int, *, max_group_size: int, num_experts: int, num_expert_replicas: int = 1
+) -> int:
+    """Return G, the number of routing groups of B * L (padded) tokens.
+
+    The floor division is the training code's: T = num_tokens / G may exceed max_group_size.
+    Errors: RejectedError GROUP-09 on a size below 1 or when no number of groups fits.
+    Spec: GROUP-04. Source: flaxformer moe_layers.py::_num_groups@c5bdc41.
+    """
+    check_integer("num_tokens", num_tokens, "GROUP-09", least=1)
+    check_integer("max_group_size", max_group_size, "GROUP-09", least=1)
+    check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    check_integer("num_expert_replicas", num_expert_replicas, "GROUP-09", least=1)
+    multiple = num_experts * num_expert_replicas
+    if num_tokens % multiple:
+        raise RejectedError(
+            "num_tokens",
+            "GROUP-09",
+            f"must be a multiple of experts x replicas ({multiple}), got {num_tokens}",
+        )
+    groups = max(num_tokens // max_group_size, multiple)
+    while num_tokens % groups or groups % multiple:
+        groups += 1
+    return groups
+
+
+def expert_capacity(
+    tokens_per_group: int,
+    *,
+    num_experts: int,
+    capacity_factor: float,
+    min_expert_capacity: int = 4,
+) -> int:
+    """Return C, the slots of one expert in one group.
+
+    K is not in the formula: with K = 2 and factor 1.25 at most 62.5 % of the choices fit.
+    Errors: RejectedError GROUP-09 on a size below 1 or a factor that is not above 0.
+    Spec: GROUP-06, GROUP-07. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41.
+    """
+    check_integer("tokens_per_group", tokens_per_group, "GROUP-09", least=1)
+    check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    check_positive("capacity_factor", capacity_factor, "GROUP-09")
+    check_integer("min_expert_capacity", min_expert_capacity, "GROUP-09", least=1)
+    # Python's round is half to even: 4.5 -> 4, 5.5 -> 6.
+    return max(round(capacity_factor * tokens_per_group / num_experts), min_expert_capacity)
+
+
+def capacity_factor(
+    *, training: bool, train_capacity_factor: float, eval_capacity_factor: float
+) -> float:
+    """Return the factor in force: the training flag decides, whatever the dropout rate.
+
+    Spec: GROUP-08. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41 (`enable_dropout`).
+    """
+    return train_capacity_factor if training else eval_capacity_factor
+
+
+def to_groups(
+    inputs: Shaped[ndarray, "B L D"], *, padded: tuple[int, int], num_groups: int
+) -> Shaped[ndarray, "G T D"]:
+    """Pad [B, L, D] with zeros at the ends of its axes and cut it into G runs of T tokens.
+
+    Padding comes before flattening: padded columns stand between the rows.
+    Errors: RejectedError GROUP-09 when padding would shrink or G does not divide the tokens.
+    Spec: GROUP-03, GROUP-05. Source: flaxformer moe_layers.py::MoeLayer, _maybe_pad@c5bdc41.
+    """
+    batch, length, width = inputs.shape
+    rows, columns = padded[0] - batch, padded[1] - length
+    if rows < 0 or columns < 0:
+        raise RejectedError("padded", "GROUP-09", f"must be at least {inputs.shape[:2]}, got {padded}")
+    tokens = padded[0] * padded[1]
+    check_integer("num_groups", num_groups, "GROUP-09", least=1)
+    if tokens % num_groups:
+        raise RejectedError(
+            "num_groups", "GROUP-09", f"must divide the {tokens} tokens, got {num_groups}"
+        )
+    whole = np.pad(inputs, ((0, rows), (0, columns), (0, 0)))  # [B, L, D] -> padded [B', L', D]
+    return whole.reshape(num_groups, tokens // num_groups, width)  # -> [G, T, D], row-major
+
+
+def from_groups(
+    outputs: Shaped[ndarray, "G T D"], *, padded: tuple[int, int], shape: tuple[int, int]
+) -> Shaped[ndarray, "B L D"]:
+    """Undo `to_groups`: back to [B, L, D] with the padding cut off.
+
+    Spec: GROUP-03, GROUP-05. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41.
+    """
+    return outputs.reshape(*padded, outputs.shape[-1])[: shape[0], : shape[1]]

@@ -1,0 +1,217 @@
+"""SPEC.md "The mixture-of-experts layer": route, dispatch, experts, combine.
+
+Line-comparable to flaxformer moe_layers.py@c5bdc41 and dense.py::MlpBlock@c5bdc41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy import ndarray
+from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
+
+from openmoe_reference import grouping, losses, routing
+from openmoe_reference.arguments import check_array, check_choice, check_names
+from openmoe_reference.layers import DTYPES, gated_mlp
+
+def moe(
+    inputs: Float[ndarray, "G T D"],
+    parameters: Mapping[str, ndarray],
+    *,
+    k: int,
+    capacity: int,
+    router: str = "masked",
+    ignore_padding: bool = False,
+    batch_prioritized: bool = False,
+    expert_dtype: str = "float32",
+    noise: Float[ndarray, "G T D"] | None = None,
+    decision: Decision | ExpertsChoice | None = None,
+) -> LayerResult:
+    """Apply the layer to whole groups [G, T, D]; `parameters` as in `records.PARAMETERS`.
+
+    A given `decision` is used instead of this router's own: its indices are forced, its gates
+    are recomputed, so that two implementations can be compared past a near-tie (JUDGE-04).
+    Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
+    Spec: MOE-01..MOE-08, MOE-14. Source: moe_layers.py::MoeLayer.
+    """
+    sizes = _check_layer(inputs, parameters, router, expert_dtype)
+    mask = routing.padding_mask(inputs) if ignore_padding else None
+    wide = np.float64 if expert_dtype == "float64" else np.float32
+    logits = routing.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)
+    probabilities = routing.softmax(logits)
+    if decision is None:
+        narrow = probabilities.astype(np.float32)
+        if router == "experts_choose":
+            decision = routing.experts_choose(narrow, capacity=capacity, padding_mask=mask)
+        else:
+            rule = routing.decide if router == "masked" else routing.decide_scatter
+            decision = rule(
+                narrow,
+                k=k,
+                capacity=capacity,
+                padding_mask=mask,
+                batch_prioritized=batch_prioritized,
+            )
+    # Gates of this arithmetic at the decided places; ignored padding weighs nothing.
+    weights = probabilities if mask is None else probabilities * mask[..., None]
+    decision = _with_gates(decision, weights)
+    token, weight = slots(decision, num_experts=sizes["E"])
+    expert_inputs = dispatch(inputs, token)  # [G, E, C, D]
+    expert_outputs = np.stack(
+        [
+            gated_mlp(
+                group, parameters["wi_0"], parameters["wi_1"], parameters["wo"], dtype=expert_dtype
+            )
+            for group in expert_inputs
+        ]
+    )
+    # Back to the input's dtype, then combined in the router's: bfloat16 in, float32 out.
+    output = combine(expert_outputs.astype(inputs.dtype), token, weight, tokens=sizes["T"])
+    metrics = losses.metrics(
+        logits, probabilities, decision, padding_mask=mask, scatter=router == "scatter"
+    )
+    return LayerResult(output, decision, metrics)
+
+
+def slots(
+    decision: Decision | ExpertsChoice, *, num_experts: int
+) -> tuple[Int[ndarray, "G E C"], Float[ndarray, "G E C"]]:
+    """Return which token holds each slot (-1: empty) and the weight of that slot's output.
+
+    This one table serves all three routers; it replaces upstream's [G, T, E, C] masks.
+    Spec: MOE-01, MOE-04, ROUTE-09. Source: routing.py (dispatch_mask, combine_array).
+    """
+    if isinstance(decision, ExpertsChoice):
+        return decision.token_index, decision.gate
+    groups, tokens, k = decision.expert_index.shape
+    token = np.full((groups, num_experts, decision.capacity), -1, np.int32)
+    weight = np.zeros((groups, num_experts, decision.capacity), decision.gate.dtype)
+    for g, t, j in np.argwhere(decision.kept):
+        place = g, decision.expert_index[g, t, j], decision.position[g, t, j]
+        token[place], weight[place] = t, decision.gate[g, t, j]
+    return token, weight
+
+
+def dispatch(
+    inputs: Shaped[ndarray, "G T D"], token: Int[ndarray, "G E C"]
+) -> Shaped[ndarray, "G E C D"]:
+    """Return every expert's inputs slot by slot: an exact copy of its token, zeros when empty.
+
+    Spec: MOE-01. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
+    """
+    rows = np.stack([group[index] for group, index in zip(inputs, token, strict=True)])
+    return np.where(token[..., None] >= 0, rows, np.zeros((), inputs.dtype))
+
+
+def combine(
+    expert_outputs: Float[ndarray, "G E C D"],
+    token: Int[ndarray, "G E C"],
+    weight: Float[ndarray, "G E C"],
+    *,
+    tokens: int,
+) -> Float[ndarray, "G T D"]:
+    """Return the weighted sum of each token's slots, in the dtype of `weight`.
+
+    A token with no slot gets exact zeros; weights are not renormalised after drops.
+    Spec: MOE-04, MOE-05, MOE-06. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
+    """
+    groups, _, _, width = expert_outputs.shape
+    output = np.zeros((groups, tokens, width), weight.dtype)
+    for g, e, c in np.argwhere(token >= 0):
+        output[g, token[g, e, c]] += weight[g, e, c] * expert_outputs[g, e, c].astype(weight.dtype)
+    return output
+
+
+def moe_layer(
+    inputs: Float[ndarray, "B L D"],
+    parameters: Mapping[str, ndarray],
+    *,
+    training: bool,
+    k: int = 2,
+    train_capacity_factor: float = 1.25,
+    eval_capacity_factor: float = 2.0,
+    min_expert_capacity: int = 4,
+    max_group_size: int = 4096,
+    num_expert_replicas: int = 1,
+    router: str = "masked",
+    ignore_padding: bool = False,
+    batch_prioritized: bool = False,
+    expert_dtype: str = "float32",
+    decision: Decision | ExpertsChoice | None = None,
+) -> LayerResult:
+    """Apply the layer to a batch [B, L, D] with the groups that the training run derived.
+
+    The decision and metrics of the result are those of the padded groups.
+    Errors: RejectedError GROUP-09, MOE-11, ROUTE-20, as the functions it calls.
+    Spec: GROUP-01..GROUP-08, MOE-07, MOE-08. Source: moe_layers.py::MoeLayer.__call__.
+    """
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "B L D", sizes, "MOE-11")
+    check_names("parameters", parameters, PARAMETERS, "MOE-11")
+    num_experts = check_array("router", parameters["router"], "D E", sizes, "MOE-11").shape[1]
+    padded = grouping.padded_shape(
+        sizes["B"], sizes["L"], multiple=num_experts * num_expert_replicas
+    )
+    groups = grouping.num_groups(
+        padded[0] * padded[1],
+        max_group_size=max_group_size,
+        num_experts=num_experts,
+        num_expert_replicas=num_expert_replicas,
+    )
+    grouped = grouping.to_groups(inputs, padded=padded, num_groups=groups)
+    factor = grouping.capacity_factor(
+        training=training,
+        train_capacity_factor=train_capacity_factor,
+        eval_capacity_factor=eval_capacity_factor,
+    )
+    capacity = grouping.expert_capacity(
+        grouped.shape[1],
+        num_experts=num_experts,
+        capacity_factor=factor,
+        min_expert_capacity=min_expert_capacity,
+    )
+    result = moe(
+        grouped,
+        parameters,
+        k=k,
+        capacity=capacity,
+        router=router,
+        ignore_padding=ignore_padding,
+        batch_prioritized=batch_prioritized,
+        expert_dtype=expert_dtype,
+        decision=decision,
+    )
+    output = grouping.from_groups(result.output, padded=padded, shape=(sizes["B"], sizes["L"]))
+    return LayerResult(output, result.decision, result.metrics)
+
+
+def _with_gates(
+    decision: Decision | ExpertsChoice, weights: Float[ndarray, "G T E"]
+) -> Decision | ExpertsChoice:
+    """Return the same places with this arithmetic's gates; a choice without expert weighs 0."""
+    if isinstance(decision, ExpertsChoice):
+        by_expert = weights.swapaxes(1, 2)  # [G, T, E] -> [G, E, T]
+        return replace(decision, gate=np.take_along_axis(by_expert, decision.token_index, axis=-1))
+    gate = np.take_along_axis(weights, decision.expert_index.clip(0), axis=-1)
+    return replace(decision, gate=np.where(decision.expert_index < 0, np.zeros_like(gate), gate))
+
+
+def _check_layer(
+    inputs: ndarray, parameters: Mapping[str, ndarray], router: str, expert_dtype: str
+) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    check_choice("router", router, ROUTERS, "MOE-11")
+    check_choice("expert_dtype", expert_dtype, tuple(DTYPES), "MOE-11")
+    check_array("inputs", inputs, "G T D", sizes, "MOE-11")
+    check_names("parameters", parameters, PARAMETERS, "MOE-11")
+    for name, shape in (
+        ("router", "D E"),
+        ("wi_0", "E D 2F"),
+        ("wi_1", "E D F"),
+        ("wo", "E F D"),
+    ):
+        check_array(f"parameters[{name!r}]", parameters[name], shape, sizes, "MOE-11")
+    return sizes
