@@ -37,7 +37,7 @@ def moe(
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
     Spec: MOE-01..MOE-08, MOE-14. Source: moe_layers.py::MoeLayer.
     """
-    sizes = _check_layer(inputs, parameters, router, expert_dtype)
+    sizes = check_layer(inputs, parameters, router, expert_dtype)
     mask = routing.padding_mask(inputs) if ignore_padding else None
     wide = np.float64 if expert_dtype == "float64" else np.float32
     logits = routing.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)
@@ -199,9 +199,10 @@ def _with_gates(
     return replace(decision, gate=np.where(decision.expert_index < 0, np.zeros_like(gate), gate))
 
 
-def _check_layer(
+def check_layer(
     inputs: ndarray, parameters: Mapping[str, ndarray], router: str, expert_dtype: str
 ) -> dict[str, int]:
+    """Return the sizes of a layer's arguments or refuse them. Spec: MOE-11."""
     sizes: dict[str, int] = {}
     check_choice("router", router, ROUTERS, "MOE-11")
     check_choice("expert_dtype", expert_dtype, tuple(DTYPES), "MOE-11")

@@ -1,0 +1,168 @@
+"""What an implementation offers: an object with any of the functions below, all optional.
+
+A function that is missing, or that does not take a keyword, makes the checks that need it SKIPPED.
+Arrays come in as NumPy arrays and may go out as anything `numpy.asarray` takes. Records may be
+`openmoe_spec.records` dataclasses, mappings, or objects with the same attribute names.
+The guide is `conformance/README.md`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openmoe_conformance.outcome import UsageError
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the adapter: its positional arguments, and its keywords' defaults.
+
+    A keyword whose value equals its default is passed only when the function takes it.
+    """
+
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
+    optional: Mapping[str, Any]
+
+
+_ROUTING = {"padding_mask": None, "batch_prioritized": False}
+_LAYER = {
+    "router": "masked",
+    "ignore_padding": False,
+    "batch_prioritized": False,
+    "expert_dtype": "float32",
+}
+_FACTORS = {"auxiliary_loss_factor": 0.0, "router_z_loss_factor": 0.0}
+_DERIVED = {
+    "k": 2,
+    "train_capacity_factor": 1.25,
+    "eval_capacity_factor": 2.0,
+    "min_expert_capacity": 4,
+    "max_group_size": 4096,
+    "num_expert_replicas": 1,
+}
+
+FUNCTIONS: Mapping[str, Function] = {
+    # configuration and groups: plain numbers
+    "configuration": Function(("name",), (), {}),
+    "num_expert_replicas": Function(
+        ("device_count",), ("num_expert_partitions", "num_model_partitions"), {}
+    ),
+    "padded_shape": Function(("batch", "length"), ("multiple",), {}),
+    "num_groups": Function(
+        ("num_tokens",), ("max_group_size", "num_experts"), {"num_expert_replicas": 1}
+    ),
+    "expert_capacity": Function(
+        ("tokens_per_group",), ("num_experts", "capacity_factor"), {"min_expert_capacity": 4}
+    ),
+    "group_tokens": Function(("inputs",), ("group_size",), {"multiple": 1}),
+    # routing
+    "probabilities": Function(("inputs", "kernel"), (), {"noise": None}),
+    "decide": Function(("probabilities",), ("k", "capacity"), _ROUTING),
+    "route": Function(
+        ("inputs", "kernel"),
+        ("k", "capacity"),
+        {"ignore_padding": False, "batch_prioritized": False, "noise": None},
+    ),
+    "decide_scatter": Function(("probabilities",), ("k", "capacity"), _ROUTING),
+    "experts_choose": Function(("probabilities",), ("capacity",), {"padding_mask": None}),
+    "route_gradients": Function(
+        ("inputs", "kernel", "gate_cotangent"),
+        ("k", "capacity"),
+        {"ignore_padding": False, "batch_prioritized": False, **_FACTORS},
+    ),
+    # the layer
+    "dispatch": Function(("inputs", "decision"), ("num_experts",), {}),
+    "expert": Function(("inputs", "wi_0", "wi_1", "wo"), (), {"dtype": "float32"}),
+    "combine": Function(("expert_outputs", "decision"), (), {"num_experts": None}),
+    "moe": Function(("inputs", "parameters"), ("k", "capacity"), {**_LAYER, "noise": None}),
+    "moe_layer": Function(("inputs", "parameters"), ("training",), {**_DERIVED, **_LAYER}),
+    "moe_gradients": Function(
+        ("inputs", "parameters", "cotangent"), ("k", "capacity"), {**_LAYER, **_FACTORS}
+    ),
+    # losses
+    "balance_loss": Function(("probabilities", "expert_index"), (), {"padding_mask": None}),
+    "router_z_loss": Function(("logits",), (), {"padding_mask": None}),
+}
+"""The whole protocol, by function name."""
+
+
+class UnsupportedError(Exception):
+    """The implementation does not offer what a check needs: the check is SKIPPED."""
+
+
+def load(name: str) -> Any:
+    """Return the adapter that `package.module:Attribute` names; a class is instantiated.
+
+    Errors: UsageError when the module, the attribute or the form of the name is wrong, or when the
+    object has none of the protocol's functions.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise UsageError(f"--implementation {name}: write it as package.module:Adapter")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+        adapter = found() if isinstance(found, type) else found
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--implementation {name}: {error}") from error
+    except Exception as error:  # whatever the stranger's module does while loading
+        raise UsageError(f"--implementation {name}: {type(error).__name__}: {error}") from error
+    if not any(callable(getattr(adapter, function, None)) for function in FUNCTIONS):
+        raise UsageError(
+            f"--implementation {name}: offers none of {', '.join(FUNCTIONS)}; "
+            "conformance/README.md shows how an adapter looks"
+        )
+    return adapter
+
+
+def offers(adapter: Any, need: str) -> str | None:
+    """Return None when `adapter` offers `need`, else the reason why not.
+
+    `need` is a function name, or "function(keyword)".
+    """
+    function, _, keyword = need.rstrip(")").partition("(")
+    method = getattr(adapter, function, None)
+    if not callable(method):
+        return f"offers no {function}()"
+    if keyword and not _takes(method, keyword):
+        return f"{function}() takes no {keyword}"
+    return None
+
+
+def call(adapter: Any, function: str, *arguments: Any, **keywords: Any) -> Any:
+    """Call a function of the adapter with exactly the keywords it takes.
+
+    Errors: UnsupportedError when it lacks the function or a keyword that is not at its default.
+    """
+    protocol = FUNCTIONS[function]
+    if reason := offers(adapter, function):
+        raise UnsupportedError(reason)
+    method: Callable[..., Any] = getattr(adapter, function)
+    passed = {}
+    for keyword, value in keywords.items():
+        if _takes(method, keyword):
+            passed[keyword] = value
+        elif keyword in protocol.required or not _is_default(value, protocol.optional[keyword]):
+            raise UnsupportedError(f"{function}() takes no {keyword}")
+    return method(*arguments, **passed)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, np.ndarray) or value is None or default is None:
+        return value is default
+    return bool(value == default)
+
+
+def _takes(method: Callable[..., Any], keyword: str) -> bool:
+    try:
+        parameters = inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        return True
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return anything or keyword in parameters

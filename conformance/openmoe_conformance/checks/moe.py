@@ -1,0 +1,380 @@
+"""Checks of SPEC.md "The mixture-of-experts layer"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+from numpy import ndarray
+from openmoe_reference import layers, moe, routing
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
+
+from openmoe_conformance import strategies
+from openmoe_conformance.checks import Case, check
+from openmoe_conformance.checks.rejecting import must_reject
+from openmoe_conformance.checks.routing import compare_queue, queue
+from openmoe_conformance.compare import close, same
+from openmoe_conformance.outcome import Disagreement, Evidence
+from openmoe_conformance.profile import Profile
+from openmoe_conformance.subject import Subject
+
+LAYER_BOUND = {"relative": 1e-5, "absolute": 1e-5}
+
+
+def _decision(case: Case) -> Decision:
+    probabilities = routing.probabilities(case["inputs"], case["kernel"])
+    return routing.decide(probabilities, k=case["k"], capacity=case["capacity"])
+
+
+# ---- the parts -----------------------------------------------------------------------------
+
+
+@check("MOE-01", "dispatch", cases=strategies.layers())
+def slots_hold_copies_of_their_tokens(subject: Subject, case: Case, _: Evidence) -> None:
+    """Slot c of expert e is bit for bit its token's input; other slots are zeros."""
+    decision, experts = _decision(case), case["kernel"].shape[1]
+    token, _weight = moe.slots(decision, num_experts=experts)
+    wanted = moe.dispatch(case["inputs"], token)
+    got = subject.array(
+        "dispatch", wanted.shape, case["inputs"], decision, num_experts=experts
+    )
+    same("dispatch", got, wanted)
+
+
+def _expert_inputs(case: Case) -> ndarray:
+    experts = case["kernel"].shape[1]
+    generator = np.random.default_rng(int(case["capacity"]))
+    return generator.normal(size=(experts, 5, strategies.WIDTH)).astype(np.float32)
+
+
+@check("MOE-02", "expert", cases=strategies.layers())
+def experts_multiply_three_projections(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """h = a silu(b) (x @ wi_1), then h @ wo."""
+    inputs = _expert_inputs(case)
+    weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
+    wide = [np.float64(w) for w in weights]
+    wanted = layers.gated_mlp(inputs.astype(np.float64), *wide, dtype="float64")
+    got = subject.array("expert", inputs.shape, inputs, *weights)
+    close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
+
+
+@check("MOE-02", "expert", cases=strategies.layers())
+def experts_are_cubic_and_have_no_bias(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """Far from 0 doubling x multiplies the output by 8 (silu is then linear or 0); 0 gives 0."""
+    inputs = np.abs(_expert_inputs(case)) + 1
+    wi_0, wi_1, wo = np.abs(case["wi_0"]) + 16, np.abs(case["wi_1"]), np.abs(case["wo"])
+    once = subject.array("expert", inputs.shape, inputs, wi_0, wi_1, wo)
+    twice = subject.array("expert", inputs.shape, 2 * inputs, wi_0, wi_1, wo)
+    close("expert(2 x) / 8", twice / 8, once, evidence, relative=1e-5)
+    nothing = subject.array("expert", inputs.shape, 0 * inputs, wi_0, wi_1, wo)
+    same("expert(0)", nothing, np.zeros_like(inputs))
+
+
+@check("MOE-03", "expert", cases=strategies.layers())
+def the_second_half_is_activated(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """With first half +4 and second half -4 the product is 4 silu(-4), not -4 silu(4)."""
+    experts, hidden = case["wi_1"].shape[0], case["wi_1"].shape[2]
+    inputs = np.zeros((experts, 2, strategies.WIDTH), np.float32)
+    inputs[..., 0] = 1
+    wi_0 = np.zeros((experts, strategies.WIDTH, 2 * hidden), np.float32)
+    wi_0[:, 0, :hidden], wi_0[:, 0, hidden:] = 4, -4
+    wi_1, wo = np.ones_like(case["wi_1"]), case["wo"]
+    silu = -4 / (1 + np.exp(4.0))
+    wanted = np.broadcast_to(4 * silu * wo.astype(np.float64).sum(1)[:, None], inputs.shape)
+    got = subject.array("expert", inputs.shape, inputs, wi_0, wi_1, wo)
+    close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
+
+
+def _outputs(case: Case) -> tuple[Decision, ndarray]:
+    decision, experts = _decision(case), case["kernel"].shape[1]
+    shape = (case["inputs"].shape[0], experts, case["capacity"], strategies.WIDTH)
+    outputs = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    return decision, outputs
+
+
+@check("MOE-04", "combine", cases=strategies.layers())
+def outputs_are_weighted_by_raw_gates(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The sum over kept choices of gate x slot output; slots nobody holds do not matter."""
+    decision, outputs = _outputs(case)
+    experts, tokens = outputs.shape[1], case["inputs"].shape[1]
+    token, weight = moe.slots(decision, num_experts=experts)
+    wanted = moe.combine(outputs, token, weight, tokens=tokens)
+    got = subject.array("combine", wanted.shape, outputs, decision, num_experts=experts)
+    close("combine", got, wanted, evidence, relative=2e-6, of_largest=1e-6)
+
+
+@check("MOE-05", "combine", cases=strategies.layers())
+def dropped_tokens_get_zeros(subject: Subject, case: Case, _: Evidence) -> None:
+    """A token none of whose choices was kept gets exact zeros."""
+    decision, outputs = _outputs(case)
+    shape = case["inputs"].shape
+    got = subject.array("combine", shape, outputs, decision, num_experts=outputs.shape[1])
+    dropped = ~np.asarray(decision.kept).any(axis=-1)
+    same("combine of dropped tokens", got[dropped], np.zeros_like(got[dropped]))
+
+
+# ---- the layer on whole groups -----------------------------------------------------------------
+
+
+def compare_layer(
+    got: LayerResult,
+    case: Case,
+    evidence: Evidence,
+    *,
+    bound: dict[str, float] | None = None,
+    **options: object,
+) -> None:
+    """Compare a result on whole groups, decisions exactly and the output with them forced."""
+    weights = strategies.parameters(case)
+    sizes = {"k": case["k"], "capacity": case["capacity"]}
+    wanted = moe.moe(case["inputs"], weights, **sizes, **options)  # type: ignore[arg-type]
+    compare_decisions(got.decision, wanted.decision)
+    close("output", got.output, wanted.output, evidence, **(bound or LAYER_BOUND))
+
+
+def compare_decisions(
+    got: Decision | ExpertsChoice | None, wanted: Decision | ExpertsChoice | None
+) -> None:
+    """Require the shown decision, if one is shown, to be the wanted one."""
+    if isinstance(got, Decision) and isinstance(wanted, Decision):
+        has_expert = np.asarray(wanted.expert_index) >= 0
+        same("kept", got.kept, wanted.kept)
+        same("expert_index", got.expert_index[has_expert], wanted.expert_index[has_expert])
+        position = np.asarray(wanted.position, np.int64)
+        same("position", got.position[got.kept], position[got.kept])
+    elif isinstance(got, ExpertsChoice) and isinstance(wanted, ExpertsChoice):
+        same("token_index", got.token_index, wanted.token_index)
+
+
+def _layer(subject: Subject, case: Case, **options: object) -> LayerResult:
+    return subject.moe(
+        case["inputs"],
+        strategies.parameters(case),
+        k=case["k"],
+        capacity=case["capacity"],
+        **options,
+    )
+
+
+@check("MOE-07", "moe", cases=strategies.layers(zero_rows=True))
+def the_layer_is_the_composition(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """Route, dispatch, experts, combine on whole groups."""
+    compare_layer(_layer(subject, case), case, evidence)
+
+
+@check("MOE-07", "moe(noise)", cases=strategies.layers())
+def jitter_is_not_dispatched(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """Noise moves the routing; experts still receive the inputs as they are."""
+    noise = np.resize(np.float32([1.25, 0.75, 1.0, 0.5, 1.5]), case["inputs"].shape)
+    compare_layer(_layer(subject, case, noise=noise), case, evidence, noise=noise)
+
+
+@check("MOE-07", "moe(ignore_padding)", cases=strategies.layers(zero_rows=True))
+def the_layer_can_ignore_padding(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The composition with padding ignored."""
+    compare_layer(_layer(subject, case, ignore_padding=True), case, evidence, ignore_padding=True)
+
+
+@check("MOE-08", "moe", cases=strategies.layers(zero_rows=True))
+def padding_rows_come_out_as_zeros(subject: Subject, case: Case, _: Evidence) -> None:
+    """A zero row's output is exactly zero; the rows beside it are those of the composition."""
+    padding = (case["inputs"] == 0).all(axis=-1)
+    got = _layer(subject, case).output
+    same("output of zero rows", got[padding], np.zeros_like(got[padding]))
+
+
+@check("MOE-10", "moe", cases=strategies.layers())
+def with_room_for_all_it_is_a_dense_mixture(
+    subject: Subject, case: Case, evidence: Evidence
+) -> None:
+    """Nothing dropped: the sum over the chosen experts, computed token by token."""
+    room = case["inputs"].shape[1] * case["k"]
+    got = _layer(subject, case | {"capacity": room})
+    decision = _decision(case | {"capacity": room})
+    inputs, experts = case["inputs"].astype(np.float64), case["kernel"].shape[1]
+    weights = [case[name].astype(np.float64) for name in ("wi_0", "wi_1", "wo")]
+    flat = inputs.reshape(1, -1, strategies.WIDTH)
+    every = layers.gated_mlp(np.repeat(flat, experts, axis=0), *weights, dtype="float64")
+    every = every.reshape(experts, *inputs.shape)  # [E, G, T, D]
+    wanted = np.zeros(inputs.shape)
+    for g, t, j in np.ndindex(*decision.expert_index.shape):
+        wanted[g, t] += decision.gate[g, t, j] * every[decision.expert_index[g, t, j], g, t]
+    close("output", got.output, wanted, evidence, **LAYER_BOUND)
+
+
+def _bfloat16_layers(_: Profile) -> Iterator[Case]:
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        inputs = generator.integers(-8, 9, (2, 16, 8)).astype(np.float32) / 8
+        kernel = generator.integers(-8, 9, (8, 4)).astype(np.float32) / 16
+        yield {
+            "inputs": inputs,
+            "kernel": kernel,
+            "k": 2,
+            "capacity": 5,
+        } | strategies.expert_weights(seed, 4, width=8, hidden=12)
+
+
+@check("MOE-06", "moe(expert_dtype)", cases=_bfloat16_layers)
+def bfloat16_experts_give_float32_outputs(
+    subject: Subject, case: Case, evidence: Evidence
+) -> None:
+    """bfloat16 inputs and experts: the output is float32 and within 3e-2."""
+    narrow = case | {"inputs": case["inputs"].astype(ml_dtypes.bfloat16)}
+    got = _layer(subject, narrow, expert_dtype="bfloat16")
+    if got.output.dtype != np.float32:
+        raise Disagreement(f"output: dtype {got.output.dtype}, expected float32")
+    bound = {"relative": 3e-2, "of_largest": 3e-2}
+    compare_layer(got, narrow, evidence, bound=bound, expert_dtype="bfloat16")
+    evidence.examples += 1
+
+
+@check("MOE-06", "moe", cases=_bfloat16_layers)
+def float32_layers_stay_float32(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """A float32 layer computes its experts in float32: no value is rounded to bfloat16."""
+    got = _layer(subject, case)
+    if got.output.dtype != np.float32:
+        raise Disagreement(f"output: dtype {got.output.dtype}, expected float32")
+    compare_layer(got, case, evidence)
+    evidence.examples += 1
+
+
+@check("MOE-14", "moe(router)", cases=strategies.layers(zero_rows=True))
+def the_scatter_layer(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The layer with the scatter router."""
+    compare_layer(_layer(subject, case, router="scatter"), case, evidence, router="scatter")
+
+
+def _without_token_ties(_: Profile) -> Iterator[Case]:
+    # A tie between tokens hangs on the last bit of each softmax; these values have none.
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        inputs = generator.normal(size=(2, 8, strategies.WIDTH)).astype(np.float32)
+        kernel = generator.normal(size=(strategies.WIDTH, 4)).astype(np.float32)
+        yield {
+            "inputs": inputs,
+            "kernel": kernel,
+            "k": 2,
+            "capacity": 3,
+        } | strategies.expert_weights(seed, 4)
+
+
+@check("MOE-14", "moe(router)", cases=_without_token_ties)
+def the_experts_choose_layer(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The layer with the experts-choose router."""
+    got = _layer(subject, case, router="experts_choose")
+    compare_layer(got, case, evidence, router="experts_choose")
+    evidence.examples += 1
+
+
+@check("MOE-07", "moe(batch_prioritized)", cases=_without_token_ties)
+def the_layer_can_prioritise(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The composition with batch-prioritised routing."""
+    got = _layer(subject, case, batch_prioritized=True)
+    compare_layer(got, case, evidence, batch_prioritized=True)
+    evidence.examples += 1
+
+
+# ---- the layer on a batch ----------------------------------------------------------------------
+
+
+def _derived(case: Case) -> dict[str, object]:
+    names = (
+        "k",
+        "training",
+        "max_group_size",
+        "num_expert_replicas",
+        "min_expert_capacity",
+    )
+    return {name: case[name] for name in names if name in case}
+
+
+def _compare_batch(subject: Subject, case: Case, evidence: Evidence) -> None:
+    weights, options = strategies.parameters(case), _derived(case)
+    wanted = moe.moe_layer(case["inputs"], weights, **options)  # type: ignore[arg-type]
+    decision = wanted.decision
+    assert isinstance(decision, Decision)
+    got = subject.moe_layer(
+        case["inputs"],
+        weights,
+        groups=decision.expert_index.shape[:2],
+        capacity=decision.capacity,
+        **options,  # type: ignore[arg-type]
+    )
+    if isinstance(got.decision, Decision):
+        compare_queue(got.decision, queue(got.decision.expert_index), decision.capacity)
+    compare_decisions(got.decision, decision)
+    close("output", got.output, wanted.output, evidence, **LAYER_BOUND)
+
+
+@check("MOE-07", "moe_layer(max_group_size)", cases=strategies.batches())
+def batches_are_padded_grouped_and_cut(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """A batch [B, L, D]: pad, group, derive the capacity, apply, cut."""
+    one = case | {"num_expert_replicas": 1, "min_expert_capacity": 4}
+    _compare_batch(subject, one, evidence)
+
+
+@check(
+    "MOE-07",
+    "moe_layer(num_expert_replicas)",
+    "moe_layer(min_expert_capacity)",
+    cases=strategies.batches(),
+)
+def batches_on_replicas(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The same with one or two expert replicas and another smallest capacity."""
+    _compare_batch(subject, case, evidence)
+
+
+@check("MOE-08", "moe_layer", cases=strategies.batches())
+def the_layers_own_padding_takes_slots(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """A batch that needs padding, with the published defaults: padding is routed and counted."""
+    plain = {name: case[name] for name in ("inputs", "kernel", "wi_0", "wi_1", "wo", "training")}
+    plain["inputs"] = case["inputs"][:, :-1] if case["inputs"].shape[1] > 1 else case["inputs"]
+    _compare_batch(subject, plain | {"k": 2}, evidence)
+
+
+def _illegal_layers(_: Profile) -> Iterator[Case]:
+    good: Case = {
+        "inputs": np.ones((1, 4, strategies.WIDTH), np.float32),
+        "kernel": np.ones((strategies.WIDTH, 2), np.float32),
+        "k": 1,
+        "capacity": 2,
+    } | strategies.expert_weights(0, 2)
+    yield good | {"wi_0": good["wi_0"][..., :-1], "wrong": "wi_0"}
+    yield good | {"wi_0": good["wi_1"], "wrong": "wi_0"}
+    yield good | {"wo": good["wo"].swapaxes(1, 2), "wrong": "wo"}
+    yield good | {"wi_1": good["wi_1"][:1], "wrong": "wi_1"}
+    yield good | {"wo": good["wo"] * np.nan, "wrong": "wo"}
+    yield good | {"kernel": good["kernel"][:-1], "wrong": "kernel"}
+    yield good | {"inputs": good["inputs"] * np.inf, "wrong": "inputs"}
+
+
+@check("MOE-11", "rejects_invalid_input", "moe", cases=_illegal_layers)
+def illegal_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
+    """Parameters of the wrong shape or with values that are not finite raise."""
+    must_reject(
+        f"moe with a wrong {case['wrong']}",
+        lambda: subject.call(
+            "moe", case["inputs"], strategies.parameters(case), k=1, capacity=case["capacity"]
+        ),
+    )
+
+
+@check(
+    "MOE-11",
+    "rejects_invalid_input",
+    "moe",
+    cases=lambda _: iter([{"lacks": name} for name in ("router", "wi_0", "wi_1", "wo")]),
+)
+def missing_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
+    """A layer without one of its four weights raises."""
+    good = next(_illegal_layers(None)) | strategies.expert_weights(0, 2)  # type: ignore[arg-type]
+    weights = strategies.parameters(good)
+    del weights[case["lacks"]]
+    must_reject(
+        f"moe without {case['lacks']}",
+        lambda: subject.call("moe", good["inputs"], weights, k=1, capacity=2),
+    )
+
+

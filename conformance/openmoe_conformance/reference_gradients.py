@@ -1,0 +1,116 @@
+"""Gradients of the layer by hand: what the reference adapter answers, and mutants falsify.
+
+Written from the clauses, not derived by a library, so that the differences of the float64
+reference have something to confirm. Spec: ROUTE-26, MOE-09, LOSS-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy import ndarray
+from openmoe_reference import moe, routing
+from openmoe_spec.records import Decision, ExpertsChoice
+
+
+def router_gradients(
+    inputs: ndarray,
+    kernel: ndarray,
+    probability_cotangent: ndarray,
+    logit_cotangent: ndarray,
+) -> tuple[ndarray, ndarray]:
+    """Return gradients of inputs [G, T, D] and kernel [D, E] through softmax and product."""
+    p = routing.softmax(routing.router_logits(inputs, kernel, dtype=np.float64))
+    inner = (p * probability_cotangent).sum(axis=-1, keepdims=True)
+    d_logits = p * (probability_cotangent - inner) + logit_cotangent  # all E terms
+    return d_logits @ kernel.T, np.einsum("gtd,gte->de", inputs, d_logits)
+
+
+def loss_cotangents(
+    inputs: ndarray,
+    kernel: ndarray,
+    expert_index: ndarray | None,
+    *,
+    balance: float,
+    z: float,
+    padding_mask: ndarray | None = None,
+) -> tuple[ndarray, ndarray]:
+    """Return d loss / d probabilities and d loss / d logits of balance and z-loss, [G, T, E]."""
+    logits = routing.router_logits(inputs, kernel, dtype=np.float64)
+    groups, tokens, experts = logits.shape
+    real = np.ones((groups, tokens, 1)) if padding_mask is None else padding_mask[..., None]
+    d_probabilities = np.zeros(logits.shape)
+    if expert_index is not None:
+        chosen = (expert_index[..., None] == np.arange(experts)).any(axis=2)
+        share = chosen.mean(axis=1, keepdims=True)  # f is constant
+        d_probabilities += balance * experts / (groups * tokens) * share * real
+    masked = logits * real
+    log_z = np.log(np.exp(masked).sum(axis=-1, keepdims=True))
+    d_logits = z * 2 * log_z * np.exp(masked - log_z) / (groups * tokens) * real
+    return d_probabilities, d_logits
+
+
+def layer_gradients(
+    inputs: ndarray,
+    parameters: Mapping[str, ndarray],
+    cotangent: ndarray,
+    decision: Decision | ExpertsChoice,
+    *,
+    balance: float,
+    z: float,
+    padding_mask: ndarray | None = None,
+) -> dict[str, ndarray]:
+    """Return gradients of sum(output x cotangent) + losses by the layer's names."""
+    x = inputs.astype(np.float64)
+    weights = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
+    tokens, experts = x.shape[1], weights["router"].shape[1]
+    token, weight = moe.slots(decision, num_experts=experts)
+    group = np.arange(len(x))[:, None, None]
+    filled = token >= 0
+    slots = moe.dispatch(x, token)  # [G, E, C, D]
+
+    # expert forward
+    up = np.einsum("gecd,edf->gecf", slots, weights["wi_0"])
+    value, gate = np.split(up, 2, axis=-1)
+    sigmoid = 1 / (1 + np.exp(-gate))
+    linear = np.einsum("gecd,edf->gecf", slots, weights["wi_1"])
+    hidden = value * gate * sigmoid * linear
+    outputs = np.einsum("gecf,efd->gecd", hidden, weights["wo"])
+
+    # combine
+    of_slot = np.where(filled[..., None], cotangent[group, token], 0)
+    d_weight = (of_slot * outputs).sum(axis=-1)  # [G, E, C]
+    d_outputs = of_slot * weight[..., None]
+
+    # expert backward
+    d_hidden = np.einsum("gecd,efd->gecf", d_outputs, weights["wo"])
+    d_value = d_hidden * gate * sigmoid * linear
+    d_gate = d_hidden * value * linear * sigmoid * (1 + gate * (1 - sigmoid))
+    d_up = np.concatenate([d_value, d_gate], axis=-1)
+    d_linear = d_hidden * value * gate * sigmoid
+    d_slots = np.einsum("gecf,edf->gecd", d_up, weights["wi_0"])
+    d_slots += np.einsum("gecf,edf->gecd", d_linear, weights["wi_1"])
+
+    # dispatch and router
+    d_x = np.zeros(x.shape)
+    d_probabilities = np.zeros((*x.shape[:2], experts))
+    for g, e, c in np.argwhere(filled):
+        d_x[g, token[g, e, c]] += d_slots[g, e, c]
+        d_probabilities[g, token[g, e, c], e] += d_weight[g, e, c]
+    if padding_mask is not None:
+        d_probabilities *= padding_mask[..., None]
+    index = decision.expert_index if isinstance(decision, Decision) else None
+    of_balance, d_logits = loss_cotangents(
+        x, weights["router"], index, balance=balance, z=z, padding_mask=padding_mask
+    )
+    d_router_x, d_router = router_gradients(
+        x, weights["router"], d_probabilities + of_balance, d_logits
+    )
+    return {
+        "inputs": d_x + d_router_x,
+        "router": d_router,
+        "wi_0": np.einsum("gecd,gecf->edf", slots, d_up),
+        "wi_1": np.einsum("gecd,gecf->edf", slots, d_linear),
+        "wo": np.einsum("gecf,gecd->efd", hidden, d_outputs),
+    }

@@ -1,0 +1,336 @@
+"""The production port as the conformance kit sees it: NumPy in, NumPy out, everything jitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from openmoe_spec import __version__, config
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
+
+from openmoe_production import grouping, layers, losses, moe, routing
+from openmoe_production.arguments import require_floats
+
+
+class Adapter:
+    """Every chapter of this version, in float32 at full precision."""
+
+    name = "openmoe_production"
+    version = f"{__version__} (jax {jax.__version__})"
+    arithmetic = "float32"
+    rejects_invalid_input = True
+
+    num_expert_replicas = staticmethod(grouping.num_expert_replicas)
+    padded_shape = staticmethod(grouping.padded_shape)
+    num_groups = staticmethod(grouping.num_groups)
+    expert_capacity = staticmethod(grouping.expert_capacity)
+
+    def configuration(self, name: str) -> Mapping[str, Any]:
+        """Return the fields of a published configuration. Spec: CFG-01."""
+        return vars(config.PUBLISHED[name])
+
+    def group_tokens(self, inputs: np.ndarray, *, group_size: int, multiple: int = 1) -> np.ndarray:
+        """Return [B, L, D] padded to a multiple and cut into groups. Spec: GROUP-03, GROUP-05."""
+        padded = grouping.padded_shape(inputs.shape[0], inputs.shape[1], multiple=multiple)
+        return np.asarray(
+            grouping.to_groups(jnp.asarray(inputs), padded=padded, group_size=group_size)
+        )
+
+    def probabilities(
+        self, inputs: np.ndarray, kernel: np.ndarray, *, noise: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return float32 probabilities [G, T, E]."""
+        arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
+        return np.asarray(_call(routing.logits_and_probabilities, "ROUTE-20", arrays)[1])
+
+    def decide(
+        self,
+        probabilities: np.ndarray,
+        *,
+        k: int,
+        capacity: int,
+        padding_mask: np.ndarray | None = None,
+        batch_prioritized: bool = False,
+    ) -> Decision:
+        """Return the masked router's decision."""
+        arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
+        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
+        return _numpy(_call(routing.decide, "ROUTE-20", arrays, **options))
+
+    def decide_scatter(
+        self,
+        probabilities: np.ndarray,
+        *,
+        k: int,
+        capacity: int,
+        padding_mask: np.ndarray | None = None,
+        batch_prioritized: bool = False,
+    ) -> Decision:
+        """Return the scatter router's decision."""
+        arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
+        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
+        return _numpy(_call(routing.decide_scatter, "ROUTE-20", arrays, **options))
+
+    def experts_choose(
+        self,
+        probabilities: np.ndarray,
+        *,
+        capacity: int,
+        padding_mask: np.ndarray | None = None,
+    ) -> ExpertsChoice:
+        """Return the experts' choice."""
+        arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
+        return _numpy(_call(routing.experts_choose, "ROUTE-20", arrays, capacity=capacity))
+
+    def route(
+        self,
+        inputs: np.ndarray,
+        kernel: np.ndarray,
+        *,
+        k: int,
+        capacity: int,
+        ignore_padding: bool = False,
+        batch_prioritized: bool = False,
+        noise: np.ndarray | None = None,
+    ) -> Decision:
+        """Return the masked router's decision from hidden states."""
+        arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
+        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
+        return _numpy(_call(_route, "ROUTE-20", arrays, ignore_padding=ignore_padding, **options))
+
+    def dispatch(
+        self, inputs: np.ndarray, decision: Decision | ExpertsChoice, *, num_experts: int
+    ) -> np.ndarray:
+        """Return the slots' contents [G, E, C, D]."""
+        slots = moe.dispatch(jnp.asarray(inputs), *_ways(decision, inputs.shape[1], num_experts))
+        groups, _, width = inputs.shape
+        return np.asarray(slots.reshape(groups, num_experts, -1, width))
+
+    def expert(
+        self,
+        inputs: np.ndarray,
+        wi_0: np.ndarray,
+        wi_1: np.ndarray,
+        wo: np.ndarray,
+        *,
+        dtype: str = "float32",
+    ) -> np.ndarray:
+        """Return the experts' feed-forward on [E, S, D]."""
+        cast = jnp.asarray(inputs).astype(moe.DTYPES[dtype])
+        return np.asarray(jax.jit(layers.gated_mlp)(cast, wi_0, wi_1, wo))
+
+    def combine(
+        self, expert_outputs: np.ndarray, decision: Decision, *, num_experts: int
+    ) -> np.ndarray:
+        """Return [G, T, D] of expert outputs [G, E, C, D]."""
+        groups, _, _, width = expert_outputs.shape
+        slot, inverse = _ways(decision, decision.expert_index.shape[1], num_experts)
+        weight = jnp.where(jnp.asarray(decision.kept), jnp.asarray(decision.gate), 0)
+        flat = jnp.asarray(expert_outputs).reshape(groups, -1, width)
+        return np.asarray(moe.combine(flat, weight, slot, inverse))
+
+    def moe(
+        self,
+        inputs: np.ndarray,
+        parameters: Mapping[str, np.ndarray],
+        *,
+        k: int,
+        capacity: int,
+        router: str = "masked",
+        ignore_padding: bool = False,
+        batch_prioritized: bool = False,
+        expert_dtype: str = "float32",
+        noise: np.ndarray | None = None,
+    ) -> LayerResult:
+        """Return the layer's result on whole groups [G, T, D]."""
+        for name, array in parameters.items():
+            require_floats(f"parameters[{name!r}]", jnp.asarray(array), "MOE-11")
+        result = _call(
+            moe.moe,
+            "MOE-11",
+            {"inputs": inputs, "parameters": dict(parameters), "noise": noise},
+            k=k,
+            capacity=capacity,
+            router=router,
+            ignore_padding=ignore_padding,
+            batch_prioritized=batch_prioritized,
+            expert_dtype=expert_dtype,
+        )
+        return _numpy(result)
+
+    def moe_layer(
+        self,
+        inputs: np.ndarray,
+        parameters: Mapping[str, np.ndarray],
+        **options: Any,
+    ) -> LayerResult:
+        """Return the layer's result on a batch [B, L, D], grouped as the training run did."""
+        arrays = {"inputs": inputs, "parameters": dict(parameters)}
+        return _numpy(_call(moe.moe_layer, "MOE-11", arrays, **options))
+
+    def moe_gradients(
+        self,
+        inputs: np.ndarray,
+        parameters: Mapping[str, np.ndarray],
+        cotangent: np.ndarray,
+        *,
+        auxiliary_loss_factor: float = 0.0,
+        router_z_loss_factor: float = 0.0,
+        **options: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return gradients by name: `inputs` and the four parameters."""
+        arrays = {
+            "inputs": inputs,
+            "parameters": dict(parameters),
+            "cotangent": cotangent,
+            "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
+        }
+        d_inputs, d_parameters = _call(_moe_gradients, "MOE-11", arrays, **options)
+        return _numpy({"inputs": d_inputs, **d_parameters})
+
+    def route_gradients(
+        self,
+        inputs: np.ndarray,
+        kernel: np.ndarray,
+        gate_cotangent: np.ndarray,
+        *,
+        auxiliary_loss_factor: float = 0.0,
+        router_z_loss_factor: float = 0.0,
+        **options: Any,
+    ) -> dict[str, np.ndarray]:
+        """Return gradients `inputs` and `router` of sum(weight x cotangent of expert) + losses."""
+        arrays = {
+            "inputs": inputs,
+            "kernel": kernel,
+            "gate_cotangent": gate_cotangent,
+            "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
+        }
+        d_inputs, d_kernel = _call(_route_gradients, "ROUTE-20", arrays, **options)
+        return _numpy({"inputs": d_inputs, "router": d_kernel})
+
+    def balance_loss(
+        self,
+        probabilities: np.ndarray,
+        expert_index: np.ndarray,
+        *,
+        padding_mask: np.ndarray | None = None,
+    ) -> float:
+        """Return the balance loss."""
+        arrays = {
+            "probabilities": probabilities,
+            "expert_index": expert_index,
+            "padding_mask": padding_mask,
+        }
+        return float(_call(losses.balance_loss, "LOSS-13", arrays))
+
+    def router_z_loss(self, logits: np.ndarray, *, padding_mask: np.ndarray | None = None) -> float:
+        """Return the router z-loss."""
+        arrays = {"logits": logits, "padding_mask": padding_mask}
+        return float(_call(losses.router_z_loss, "LOSS-13", arrays))
+
+
+def _route(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    noise: jax.Array | None = None,
+    *,
+    ignore_padding: bool,
+    **options: Any,
+) -> Decision:
+    mask = routing.padding_mask(inputs) if ignore_padding else None
+    _, probabilities = routing.logits_and_probabilities(inputs, kernel, noise=noise)
+    return routing.decide(probabilities, padding_mask=mask, **options)
+
+
+def _moe_gradients(
+    inputs: jax.Array,
+    parameters: dict[str, jax.Array],
+    cotangent: jax.Array,
+    loss_factors: tuple[jax.Array, jax.Array],
+    **options: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+        result = moe.moe(x, weights, **options)
+        assert result.metrics is not None
+        return (
+            (result.output * cotangent).sum()
+            + loss_factors[0] * result.metrics["auxiliary_loss"]
+            + loss_factors[1] * result.metrics["router_z_loss"]
+        )
+
+    return jax.grad(loss, argnums=(0, 1))(inputs, parameters)
+
+
+def _route_gradients(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    gate_cotangent: jax.Array,
+    loss_factors: tuple[jax.Array, jax.Array],
+    *,
+    ignore_padding: bool = False,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        mask = routing.padding_mask(x) if ignore_padding else None
+        logits, probabilities = routing.logits_and_probabilities(x, w)
+        decision = routing.decide(probabilities, padding_mask=mask, **options)
+        expert = decision.expert_index
+        cotangent = jnp.take_along_axis(gate_cotangent, expert.clip(0), axis=-1)
+        gates = jnp.where(decision.kept, decision.gate * cotangent, 0).sum()
+        balance = losses.balance_loss(probabilities, expert, padding_mask=mask)
+        z = losses.router_z_loss(logits, padding_mask=mask)
+        return gates + loss_factors[0] * balance + loss_factors[1] * z
+
+    return jax.grad(loss, argnums=(0, 1))(inputs, kernel)
+
+
+def _ways(
+    decision: Decision | ExpertsChoice, tokens: int, num_experts: int
+) -> tuple[jax.Array, jax.Array]:
+    on_device = jax.tree.map(jnp.asarray, decision)
+    if isinstance(decision, ExpertsChoice):
+        groups = decision.token_index.shape[0]
+        ones = jnp.ones((groups, tokens, num_experts), jnp.float32)
+        slot, inverse, _ = moe.ways_of_experts(on_device, ones, None)
+        return slot, inverse
+    return moe.ways_of_tokens(on_device, num_experts)
+
+
+def _numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _call(
+    function: Callable[..., Any], clause: str, arrays: Mapping[str, Any], **options: Any
+) -> Any:
+    """Run `function` jitted on named arrays; other options are static.
+
+    Values are unknown inside a trace, so those that must be rejected are looked for before it.
+    """
+    moved = {
+        name: jax.tree.map(jnp.asarray, value) for name, value in arrays.items() if value is not None
+    }
+    if "probabilities" in arrays and function is not losses.balance_loss:
+        _require_float32(arrays["probabilities"])  # JAX would cut float64 down silently
+    for name, array in moved.items():
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jnp.floating):
+            least = 0 if name == "probabilities" else None
+            require_floats(name, array, clause, least=least)
+    return _jitted(function, tuple(sorted(options)))(**moved, **options)
+
+
+def _require_float32(probabilities: np.ndarray) -> None:
+    if probabilities.dtype != np.float32:
+        raise RejectedError(
+            "probabilities", "ROUTE-20", f"must be float32, got {probabilities.dtype}"
+        )
+
+
+@cache
+def _jitted(function: Callable[..., Any], static: tuple[str, ...]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnames=static)

@@ -1,0 +1,76 @@
+"""The layer's losses and metrics. Spec: LOSS-01..LOSS-12."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from openmoe_spec.records import Decision, ExpertsChoice
+
+from openmoe_production.arguments import require_floats, require_shape
+
+
+def balance_loss(
+    probabilities: jax.Array, expert_index: jax.Array, *, padding_mask: jax.Array | None = None
+) -> jax.Array:
+    """Return E^2 x mean over groups and experts of share x mean probability.
+
+    Errors: RejectedError LOSS-13. Spec: LOSS-01..LOSS-04, LOSS-12.
+    """
+    require_shape("probabilities", probabilities, {"G": None, "T": None, "E": None}, "LOSS-13")
+    require_floats("probabilities", probabilities, "LOSS-13")
+    groups, tokens, num_experts = probabilities.shape
+    require_shape("expert_index", expert_index, {"G": groups, "T": tokens, "K": None}, "LOSS-13")
+    if padding_mask is not None:
+        probabilities = jnp.where(padding_mask[..., None], probabilities, 0)
+    chosen = (expert_index[..., None] == jnp.arange(num_experts)).any(axis=2)  # [G, T, E]
+    share = chosen.mean(axis=1, dtype=jnp.float32)
+    return jnp.mean(share * probabilities.mean(axis=1)) * num_experts**2
+
+
+def router_z_loss(logits: jax.Array, *, padding_mask: jax.Array | None = None) -> jax.Array:
+    """Return the mean over tokens of logsumexp(logits)^2.
+
+    Errors: RejectedError LOSS-13. Spec: LOSS-05, LOSS-06, LOSS-12.
+    """
+    require_shape("logits", logits, {"G": None, "T": None, "E": None}, "LOSS-13")
+    require_floats("logits", logits, "LOSS-13")
+    if padding_mask is not None:
+        logits = jnp.where(padding_mask[..., None], logits, 0)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)
+
+
+def metrics(
+    logits: jax.Array,
+    probabilities: jax.Array,
+    decision: Decision | ExpertsChoice,
+    *,
+    padding_mask: jax.Array | None = None,
+    scatter: bool = False,
+) -> dict[str, jax.Array]:
+    """Return the five sown scalars by name. Errors: RejectedError LOSS-13. Spec: LOSS-01..LOSS-11."""
+    groups, tokens, num_experts = probabilities.shape
+    counted = jnp.asarray(groups * tokens if padding_mask is None else padding_mask.sum())
+    if isinstance(decision, ExpertsChoice):
+        auxiliary_loss, usage = jnp.float32(0), jnp.float32(1)
+        dispatched = jnp.asarray(decision.token_index.size)
+        # Distinct tokens of a group: where a sorted list of the chosen ones changes.
+        chosen = jnp.sort(decision.token_index.reshape(groups, -1), axis=-1)  # [G, E * C]
+        somewhere = groups + (jnp.diff(chosen, axis=-1) != 0).sum()
+        weight = decision.gate.sum()
+    else:
+        auxiliary_loss = balance_loss(
+            probabilities, decision.expert_index, padding_mask=padding_mask
+        )
+        dispatched = decision.kept.sum()
+        somewhere = decision.kept.any(axis=-1).sum()
+        weight = jnp.where(decision.kept, decision.gate, 0).sum()
+        usage = dispatched / jnp.float32(num_experts * decision.capacity * groups)
+        if scatter and padding_mask is not None:
+            counted = counted * decision.expert_index.shape[-1]  # LOSS-10: as trained
+    return {
+        "auxiliary_loss": auxiliary_loss,
+        "router_z_loss": router_z_loss(logits, padding_mask=padding_mask),
+        "fraction_tokens_left_behind": 1 - somewhere / counted.astype(jnp.float32),
+        "router_confidence": weight / dispatched.astype(jnp.float32),
+        "expert_usage": usage,
+    }
