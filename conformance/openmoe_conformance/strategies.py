@@ -124,22 +124,32 @@ def parameters(case: Case) -> dict[str, ndarray]:
     }
 
 
-BATCHES = ((1, 5), (2, 8), (3, 5))
-"""Rows and lengths of batches that the layer groups itself, some of which it must pad."""
+# B, L, K, training, max_group_size, R, min_expert_capacity; the first ones with R and the minimum
+# at their defaults. Some must be padded to a multiple of E x R = 4 R tokens.
+BATCHES = (
+    (1, 5, 2, False, 4096, 1, 4),
+    (2, 8, 2, True, 4096, 1, 4),
+    (3, 5, 1, True, 2, 1, 4),
+    (4, 36, 2, True, 4096, 1, 4),
+    (2, 8, 1, False, 2, 2, 4),
+    (3, 5, 2, True, 4096, 2, 1),
+    (4, 12, 2, False, 4096, 1, 1),
+)
+PLAIN_BATCHES = BATCHES[:4]
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> Case:
-    """Draw a batch [B, L, D] with E = 4 experts, a training flag and a largest group size."""
-    batch, length = draw(st.sampled_from(BATCHES))
+def batches(draw: st.DrawFn, pool: tuple[tuple[int, ...], ...] = PLAIN_BATCHES) -> Case:
+    """Draw a batch [B, L, D] for E = 4 experts that the layer pads and groups itself."""
+    batch, length, k, training, largest, replicas, least = draw(st.sampled_from(pool))
     experts = 4
     inputs = draw(small_integers((batch, length, WIDTH), -4, 4)).astype(np.float32) / 8
     return {
         "inputs": inputs,
         "kernel": draw(small_integers((WIDTH, experts), -8, 8)).astype(np.float32) / 16,
-        "k": draw(st.sampled_from((1, 2))),
-        "training": draw(st.booleans()),
-        "max_group_size": draw(st.sampled_from((4096, 2))),
-        "num_expert_replicas": draw(st.sampled_from((1, 2))),
-        "min_expert_capacity": draw(st.sampled_from((4, 1))),
+        "k": k,
+        "training": bool(training),
+        "max_group_size": largest,
+        "num_expert_replicas": replicas,
+        "min_expert_capacity": least,
     } | expert_weights(draw(st.integers(0, 2**16)), experts)

@@ -311,27 +311,25 @@ def _compare_batch(subject: Subject, case: Case, evidence: Evidence) -> None:
 @check("MOE-07", "moe_layer(max_group_size)", cases=strategies.batches())
 def batches_are_padded_grouped_and_cut(subject: Subject, case: Case, evidence: Evidence) -> None:
     """A batch [B, L, D]: pad, group, derive the capacity, apply, cut."""
-    one = case | {"num_expert_replicas": 1, "min_expert_capacity": 4}
-    _compare_batch(subject, one, evidence)
+    _compare_batch(subject, case, evidence)
 
 
 @check(
     "MOE-07",
     "moe_layer(num_expert_replicas)",
     "moe_layer(min_expert_capacity)",
-    cases=strategies.batches(),
+    cases=strategies.batches(strategies.BATCHES[4:]),
 )
 def batches_on_replicas(subject: Subject, case: Case, evidence: Evidence) -> None:
     """The same with one or two expert replicas and another smallest capacity."""
     _compare_batch(subject, case, evidence)
 
 
-@check("MOE-08", "moe_layer", cases=strategies.batches())
+@check("MOE-08", "moe_layer", cases=strategies.batches(strategies.BATCHES[:2]))
 def the_layers_own_padding_takes_slots(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """A batch that needs padding, with the published defaults: padding is routed and counted."""
-    plain = {name: case[name] for name in ("inputs", "kernel", "wi_0", "wi_1", "wo", "training")}
-    plain["inputs"] = case["inputs"][:, :-1] if case["inputs"].shape[1] > 1 else case["inputs"]
-    _compare_batch(subject, plain | {"k": 2}, evidence)
+    """With the published defaults: the layer's padding is routed and counted, then cut off."""
+    names = ("inputs", "kernel", "wi_0", "wi_1", "wo", "training", "k")
+    _compare_batch(subject, {name: case[name] for name in names}, evidence)
 
 
 def _illegal_layers(_: Profile) -> Iterator[Case]:

@@ -1,0 +1,207 @@
+"""The upstream layout `t5x`: one index without hashes or clause ids, which are supplied here.
+
+`upstream_cases` reads such a folder as it is; `import_set` writes it in the project's own layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmoe_conformance.outcome import UsageError
+from openmoe_conformance.vector_sets import SCHEMA, VectorCase, VectorError
+
+CHAPTER_OF_GROUP = {
+    "router_masked": "routing",
+    "router_scatter": "routing",
+    "router_experts_choose": "routing",
+    "moe_layer": "moe",
+    "moe_layer_replicas": "moe",
+    "capacity_table": "grouping",
+}
+"""Upstream groups that this version's chapters cover."""
+
+
+def upstream_cases(folder: Path, index: Mapping[str, Any]) -> list[VectorCase]:
+    """Return the cases of a `t5x` folder; groups of later chapters have no comparisons to run."""
+    cases = [_case(folder, row) for row in index["cases"]]
+    table = folder / "capacity_table.json"
+    if table.exists():
+        cases += _capacity_cases(table)
+    return cases
+
+
+def _case(folder: Path, row: Any) -> VectorCase:
+    name = folder.name
+    try:
+        identifier, group, config = row["id"], row["group"], row["config"]
+        kind = "moe_layer" if group == "moe_layer_replicas" else group
+        if group not in CHAPTER_OF_GROUP:
+            comparisons = {"later chapter": ""}
+        elif row.get("error"):
+            comparisons = {}
+        else:
+            comparisons = comparisons_of(kind, config, row.get("exercises", ""))
+        return VectorCase(
+            name,
+            identifier,
+            kind if group in CHAPTER_OF_GROUP else "",
+            row.get("exercises", ""),
+            config,
+            comparisons,
+            tuple(row["arrays"]),
+            folder / row["file"],
+        )
+    except (KeyError, TypeError) as error:
+        where = row.get("id", "?") if isinstance(row, dict) else "?"
+        fault = (f"{name}/index.json, case {where}: lacks {error}",)
+        return VectorCase(name, str(where), "", "", {}, {"index": ""}, (), None, None, fault)
+
+
+def comparisons_of(kind: str, config: Mapping[str, Any], exercises: str) -> dict[str, str]:
+    """Return what a case of this kind is compared on, and the clause that each decides."""
+    ignore = bool(config.get("ignore_padding_tokens"))
+    router = {
+        "probabilities": "ROUTE-03",
+        "router_z_loss": "LOSS-06" if ignore else "LOSS-05",
+    }
+    balance = "LOSS-04" if ignore else "LOSS-01"
+    if kind == "router_masked":
+        bpr = bool(config["batch_prioritized_routing"])
+        decision = {
+            (False, False): "ROUTE-09",
+            (True, False): "ROUTE-12",
+            (False, True): "ROUTE-14",
+            (True, True): "ROUTE-15",
+        }[ignore, bpr]
+        found = router | {"decision": decision, "gates": "ROUTE-10", "balance_loss": balance}
+        # Ties between tokens hang on the last bit of softmax: those start from stored probabilities.
+        if not ("TIES" in exercises and bpr) and "saturate" not in exercises:
+            found["route"] = "ROUTE-19"
+        return found | {
+            "gradients_combine": "ROUTE-26",
+            "gradients_aux": "LOSS-12",
+            "gradients_z": "LOSS-12",
+        }
+    if kind == "router_scatter":
+        decision = "ROUTE-22" if ignore else "ROUTE-21"
+        return router | {"decision": decision, "gates": "ROUTE-10", "balance_loss": balance}
+    if kind == "router_experts_choose":
+        decision = "ROUTE-24" if ignore else "ROUTE-23"
+        return router | {"decision": decision, "gates": decision}
+    if kind == "moe_layer":
+        output = "MOE-07" if config.get("router", "masked") == "masked" else "MOE-14"
+        if config.get("dtype") == "bfloat16":
+            output = "MOE-06"
+        metrics = "LOSS-10" if config.get("ignore") else "LOSS-07"
+        if config.get("router") == "experts":
+            metrics = "LOSS-11"
+        return _SHAPE_CLAUSES | {"output": output, "metrics": metrics, "gradients": "MOE-09"}
+    if kind == "group_sizes":
+        return dict(_SHAPE_CLAUSES)
+    return {"num_expert_replicas": "GROUP-01"}
+
+
+_SHAPE_CLAUSES = {
+    "padded_shape": "GROUP-02",
+    "num_groups": "GROUP-04",
+    "expert_capacity": "GROUP-06",
+}
+
+
+def _capacity_cases(table: Path) -> Iterator[VectorCase]:
+    name = table.parent.name
+    try:
+        content = json.loads(table.read_text(encoding="utf-8"))
+        rows = [("group_sizes", r) for r in content["rows"] if r.get("error") is None]
+        rows += [("replicas", row) for row in content["expert_replicas"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = (f"{name}/{table.name} cannot be read: {error!r}",)
+        yield VectorCase(name, table.name, "", "", {}, {"table": ""}, (), None, None, fault)
+        return
+    for number, (kind, row) in enumerate(rows):
+        config = {key: value for key, value in row.items() if key not in ("error", "note")}
+        if kind == "group_sizes":
+            config["min_cap"] = content["min_expert_capacity"]
+        identifier = f"capacity_{number:03d}" if kind == "group_sizes" else f"replicas_{number:03d}"
+        yield VectorCase(
+            name, identifier, kind, row.get("note") or "", config, comparisons_of(kind, config, ""), (), None
+        )
+
+
+# ---- writing the own layout --------------------------------------------------------------------
+
+
+def import_set(source: Path, target: Path) -> dict[str, int]:
+    """Write the cases of an upstream folder under `target`, a folder a chapter; return counts.
+
+    Errors: UsageError when the source is not of the layout or one of its cases cannot be read.
+    """
+    try:
+        index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source}/index.json: cannot be read ({error})") from error
+    provenance = {
+        "program": index.get("oracle"),
+        "python": index.get("python"),
+        "versions": index.get("versions"),
+        "layout": index.get("format"),
+    }
+    chapters: dict[str, list[VectorCase]] = {}
+    for case in upstream_cases(source, index):
+        if case.faults:
+            raise UsageError(case.faults[0])
+        if case.kind in ("group_sizes", "replicas"):
+            chapters.setdefault("grouping", []).append(case)
+        elif case.kind:
+            chapters.setdefault(CHAPTER_OF_GROUP[case.kind], []).append(case)
+    for chapter, cases in chapters.items():
+        _write_chapter(target / chapter, chapter, cases, provenance)
+    return {chapter: len(cases) for chapter, cases in chapters.items()}
+
+
+def _write_chapter(
+    folder: Path, chapter: str, cases: list[VectorCase], provenance: Mapping[str, Any]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    archives: dict[str, dict[str, np.ndarray]] = {}
+    for case in cases:
+        if case.file is not None:
+            try:
+                arrays = case.load()
+            except VectorError as error:
+                raise UsageError(str(error)) from error
+            archives.setdefault(case.file.name, {}).update(
+                {f"{case.id}/{name}": value for name, value in arrays.items()}
+            )
+    files = {}
+    for name, content in archives.items():
+        path = folder / name
+        np.savez_compressed(path, **content)  # type: ignore[arg-type]
+        data = path.read_bytes()
+        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    index = {
+        "schema": SCHEMA,
+        "chapter": chapter,
+        "provenance": provenance,
+        "files": files,
+        "cases": [
+            {
+                "id": case.id,
+                "kind": case.kind,
+                "exercises": case.exercises,
+                "config": case.config,
+                "comparisons": case.comparisons,
+                "file": case.file.name if case.file else None,
+                "arrays": list(case.arrays),
+            }
+            for case in cases
+        ],
+    }
+    text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+    (folder / "index.json").write_text(text, encoding="utf-8")
