@@ -108,7 +108,8 @@ def _nan(array: ndarray) -> ndarray:
 def logit_band(inputs: ndarray, kernel: ndarray, arithmetic: Arithmetic) -> tuple[ndarray, ndarray]:
     """Return float64 logits [G, T, E] and the half-width b of the band around each.
 
-    Spec: JUDGE-01.
+    Where every product and partial sum is exact in float32, b is 0 for float32 arithmetic.
+    Spec: JUDGE-01, JUDGE-03.
     """
     x, w = inputs.astype(np.float64), kernel.astype(np.float64)
     logits = x @ w
@@ -116,7 +117,29 @@ def logit_band(inputs: ndarray, kernel: ndarray, arithmetic: Arithmetic) -> tupl
     rounding = np.sqrt(2) * arithmetic.operands + np.sqrt(x.shape[-1]) * arithmetic.accumulate
     half = _LAMBDA * rounding * spread
     # Probabilities compare like logits plus the rounding of exp and of the division.
-    return logits, half + arithmetic.logits * np.abs(logits) + 4 * arithmetic.probabilities
+    half = half + arithmetic.logits * np.abs(logits) + 4 * arithmetic.probabilities
+    if arithmetic == Arithmetic():
+        half = np.where(_exact_in_float32(inputs, kernel)[..., None], 0.0, half)
+    return logits, half
+
+
+def _exact_in_float32(inputs: ndarray, kernel: ndarray) -> ndarray:
+    """Return which tokens [G, T] have exact logits in any order of summation.
+
+    All products are multiples of 2^(a + b), a and b the lowest bits of the row and of the kernel;
+    sums stay exact while their magnitudes stay below 2^24 of that unit.
+    """
+    unit = _lowest_bit(inputs, axis=-1) + _lowest_bit(kernel, axis=None)
+    largest = (np.abs(inputs.astype(np.float64)) @ np.abs(kernel.astype(np.float64))).max(axis=-1)
+    return largest < np.exp2(np.minimum(unit + 24.0, 1000.0))
+
+
+def _lowest_bit(values: ndarray, axis: int | None) -> ndarray:
+    """Return the exponent of the lowest set bit among `values` along `axis`; large for zeros."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    lowest = np.log2(np.where(whole == 0, 1, whole & -whole)) + exponent - 53
+    return np.asarray(np.where(whole == 0, 1000.0, lowest).min(axis=axis))
 
 
 def judge_choices(
@@ -125,8 +148,9 @@ def judge_choices(
     """Return which tokens [G, T] are decided; raise on a choice that is not admissible.
 
     Where the largest logit stands so high that others underflow in float32, those are equal and
-    index order decides: their ends meet at the underflow threshold.
-    Spec: JUDGE-02, ROUTE-05, ROUTE-19.
+    index order decides: their ends meet at the underflow threshold. A token whose band is 0 has
+    one right answer, ties included.
+    Spec: JUDGE-02, JUDGE-03, ROUTE-05, ROUTE-19.
     """
     low, high = _clipped(logits, half)
     if not np.array_equal(np.sort(expert_index, axis=-1), np.sort(expert_index, axis=-1).clip(0)):
@@ -145,7 +169,7 @@ def judge_choices(
             f"{np.array2string(logits[g, t][expert_index[g, t]], precision=9)}, band "
             f"{half[g, t].max():.3g} ({int(open_.sum())} of {open_.size} tokens)"
         )
-    decided: ndarray = _margin(wanted, low, high) > 0
+    decided: ndarray = (_margin(wanted, low, high) > 0) | (half == 0).all(axis=-1)
     differs = decided & (expert_index != wanted).any(axis=-1)
     if differs.any():
         g, t = (int(i) for i in np.argwhere(differs)[0])

@@ -77,7 +77,7 @@ def comparisons_of(kind: str, config: Mapping[str, Any], exercises: str) -> dict
             (False, False): "ROUTE-09",
             (True, False): "ROUTE-12",
             (False, True): "ROUTE-14",
-            (True, True): "ROUTE-15",
+            (True, True): "ROUTE-14",
         }[ignore, bpr]
         found = router | {"decision": decision, "gates": "ROUTE-10", "balance_loss": balance}
         # Ties between tokens hang on the last bit of softmax: those start from stored probabilities.

@@ -24,7 +24,7 @@ SHAPES = (
     (3, 8, 8, 2, 3),
     (1, 16, 16, 2, 1),
 )
-LAYER_SHAPES = SHAPES[1:4]
+LAYER_SHAPES = (SHAPES[1], SHAPES[3])
 WIDTH = 4  # D of dyadic hidden states
 HIDDEN = 3  # F of their experts
 

@@ -92,19 +92,17 @@ def _masked_gates(s: Subject, case: VectorCase, arrays: Arrays, evidence: Eviden
 
 
 def _masked_route(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
-    """From hidden states, by the near-tie rule; padding rows tie exactly and are compared so."""
+    """From hidden states, by the near-tie rule; ignored padding is compared on its own."""
     inputs, kernel = arrays["token_inputs"], arrays["kernel"]
     options = _options(case, arrays)
     mask = options.pop("padding_mask")
     got = s.route(inputs, kernel, ignore_padding=mask is not None, **options)
     wanted = routing.decide(arrays["probs"], **_options(case, arrays))
-    zero = (inputs == 0).all(axis=-1)
-    same("expert_index of zero rows", got.expert_index[zero], wanted.expert_index[zero])
+    real = np.ones(inputs.shape[:2], bool) if mask is None else mask
     logits, half = logit_band(inputs, kernel, s.arithmetic)
-    judged = [np.asarray(d.expert_index).copy() for d in (got, wanted)]
-    for index in judged:
-        index[zero] = np.arange(index.shape[-1])  # judged above
-    decided = zero | judge_choices(judged[0], logits, half, judged[1])
+    judged = [np.where(real[..., None], d.expert_index, np.arange(options["k"])) for d in (got, wanted)]
+    decided = ~real | judge_choices(judged[0], logits, half, judged[1])
+    same("tokens without expert", (got.expert_index < 0).all(axis=-1), ~real)
     evidence.judged(decided.size, int((~decided).sum()))
     groups = decided.all(axis=-1)  # an undecided token may move every later slot of its group
     slot = _slot_of(got, case.config["num_experts"])
@@ -191,13 +189,17 @@ def _router_gradients(which: str) -> Comparison:
 # ---- layers --------------------------------------------------------------------------------
 
 
+_STORED_PARAMETERS = {
+    "router/router_weights/w": "router",
+    "expert/wi_0": "wi_0",
+    "expert/wi_1": "wi_1",
+    "expert/wo": "wo",
+}
+"""Names of the layer's weights by the names they are stored under."""
+
+
 def _parameters(arrays: Arrays) -> dict[str, ndarray]:
-    return {
-        "router": arrays["params/router/router_weights/w/kernel"],
-        "wi_0": arrays["params/expert/wi_0/kernel"],
-        "wi_1": arrays["params/expert/wi_1/kernel"],
-        "wo": arrays["params/expert/wo/kernel"],
-    }
+    return {name: arrays[f"params/{path}/kernel"] for path, name in _STORED_PARAMETERS.items()}
 
 
 def _is_bfloat16(case: VectorCase) -> bool:
@@ -287,10 +289,7 @@ def _layer_gradients(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evi
     bound = BFLOAT16_GRADIENT_BOUND if _is_bfloat16(case) else LAYER_GRADIENT_BOUND
     d_inputs = grouping.from_groups(got["inputs"], padded=padded, shape=inputs.shape[:2])
     close("d_inputs", d_inputs, arrays["d_inputs"], evidence, **bound)
-    stored = {"router": "router/router_weights/w"} | {
-        name: f"expert/{name}" for name in ("wi_0", "wi_1", "wo")
-    }
-    for name, path in stored.items():
+    for path, name in _STORED_PARAMETERS.items():
         close(f"d_{name}", got[name], arrays[f"d_params/{path}/kernel"], evidence, **bound)
 
 
@@ -388,3 +387,40 @@ KINDS: Mapping[str, Mapping[str, Comparison]] = {
     "replicas": {"num_expert_replicas": _replicas},
 }
 """Comparisons by kind of case and name."""
+
+REQUIRED_ARRAYS: Mapping[str, tuple[str, ...]] = {
+    "router_masked": (
+        *("token_inputs", "kernel", "logits", "probs", "dispatch_mask", "dispatch_position"),
+        *("combine_array", "combine_gate", "auxiliary_loss", "router_z_loss", "cotangent"),
+        *(f"d_{x}_{y}" for x in ("inputs", "kernel") for y in ("combine", "aux", "z")),
+    ),
+    "router_scatter": (
+        *("token_inputs", "kernel", "logits", "probs", "dispatch_indices", "combine_weights"),
+        *("auxiliary_loss", "router_z_loss"),
+    ),
+    "router_experts_choose": (
+        *("token_inputs", "kernel", "logits", "probs", "dispatch_mask", "combine_array"),
+        "router_z_loss",
+    ),
+    "moe_layer": (
+        *("inputs", "cotangent", "output", "d_inputs"),
+        *(f"metrics/{name}" for name in METRICS),
+        *(f"params/{p}/kernel" for p in _STORED_PARAMETERS),
+        *(f"d_params/{p}/kernel" for p in _STORED_PARAMETERS),
+    ),
+}
+"""Arrays that a case of each kind must hold."""
+
+
+def missing(case: VectorCase) -> str:
+    """Return what a case lacks, naming file and case; empty when it is whole."""
+    where = f"{case.set_name}/index.json, case {case.id}"
+    if case.kind not in KINDS:
+        return f"{where}: unknown kind {case.kind!r}"
+    unknown = sorted(set(case.comparisons) - set(KINDS[case.kind]))
+    if unknown:
+        return f"{where}: unknown comparison {', '.join(unknown)}"
+    lacking = sorted(set(REQUIRED_ARRAYS.get(case.kind, ())) - set(case.arrays))
+    if lacking:
+        return f"{where}: lacks array {', '.join(lacking)}"
+    return ""

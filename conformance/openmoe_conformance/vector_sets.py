@@ -174,21 +174,3 @@ def _own(index: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
             elif case.sha256 is None:
                 faults.append(f"{name}/index.json, case {case.id}: {row['file']} has no sha256")
         yield VectorCase(**{**case.__dict__, "faults": tuple(faults)})
-
-
-def count_items(folder: Path) -> int | None:
-    """Return the number of comparisons an own-layout folder asks for, by a walk of its own.
-
-    None for other layouts. The ledger holds results against this count (invariant 2).
-    """
-    total = 0
-    for index in sorted(folder.glob("**/index.json")):
-        try:
-            content = json.loads(index.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            total += 1
-            continue
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            return None
-        total += sum(len(row.get("comparisons", ())) for row in content.get("cases", []))
-    return total

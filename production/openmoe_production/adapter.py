@@ -25,6 +25,9 @@ class Adapter:
     arithmetic = "float32"
     rejects_invalid_input = True
 
+    def __init__(self) -> None:
+        self._last: tuple[dict[str, np.ndarray], dict[str, jax.Array]] = ({}, {})
+
     num_expert_replicas = staticmethod(grouping.num_expert_replicas)
     padded_shape = staticmethod(grouping.padded_shape)
     num_groups = staticmethod(grouping.num_groups)
@@ -122,7 +125,8 @@ class Adapter:
     ) -> np.ndarray:
         """Return the experts' feed-forward on [E, S, D]."""
         cast = jnp.asarray(inputs).astype(moe.DTYPES[dtype])
-        return np.asarray(jax.jit(layers.gated_mlp)(cast, wi_0, wi_1, wo))
+        arrays = {"inputs": cast, "wi_0": wi_0, "wi_1": wi_1, "wo": wo}
+        return np.asarray(_call(layers.gated_mlp, "MOE-11", arrays))
 
     def combine(
         self, expert_outputs: np.ndarray, decision: Decision, *, num_experts: int
@@ -148,12 +152,10 @@ class Adapter:
         noise: np.ndarray | None = None,
     ) -> LayerResult:
         """Return the layer's result on whole groups [G, T, D]."""
-        for name, array in parameters.items():
-            require_floats(f"parameters[{name!r}]", jnp.asarray(array), "MOE-11")
         result = _call(
             moe.moe,
             "MOE-11",
-            {"inputs": inputs, "parameters": dict(parameters), "noise": noise},
+            {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise},
             k=k,
             capacity=capacity,
             router=router,
@@ -162,6 +164,16 @@ class Adapter:
             expert_dtype=expert_dtype,
         )
         return _numpy(result)
+
+    def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Return checked device copies; the last ones are kept, for a layer is called often."""
+        held, moved = self._last
+        if list(held) != list(parameters) or any(held[n] is not parameters[n] for n in held):
+            moved = {name: jnp.asarray(array) for name, array in parameters.items()}
+            for name, array in moved.items():
+                require_floats(f"parameters[{name!r}]", array, "MOE-11")
+            self._last = dict(parameters), moved
+        return moved
 
     def moe_layer(
         self,
@@ -321,7 +333,8 @@ def _call(
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jnp.floating):
             least = 0 if name == "probabilities" else None
             require_floats(name, array, clause, least=least)
-    return _jitted(function, tuple(sorted(options)))(**moved, **options)
+    size = sum(array.size for array in jax.tree.leaves(moved) if isinstance(array, jax.Array))
+    return _jitted(function, tuple(sorted(options)), size < _TINY)(**moved, **options)
 
 
 def _require_float32(probabilities: np.ndarray) -> None:
@@ -331,6 +344,16 @@ def _require_float32(probabilities: np.ndarray) -> None:
         )
 
 
+_TINY = 2**15
+"""Elements below which a program is compiled without LLVM optimisation: it runs for microseconds
+and compiles for half a second. The same XLA program, so the same operations in the same order."""
+
+
 @cache
-def _jitted(function: Callable[..., Any], static: tuple[str, ...]) -> Callable[..., Any]:
-    return jax.jit(function, static_argnames=static)
+def _jitted(
+    function: Callable[..., Any], static: tuple[str, ...], tiny: bool
+) -> Callable[..., Any]:
+    unoptimised = {"xla_backend_optimization_level": 0}
+    return jax.jit(
+        function, static_argnames=static, compiler_options=unoptimised if tiny else None
+    )

@@ -96,7 +96,7 @@ def decide(
         # Padding has no expert: upstream gives it a negative index, we always write -1.
         gate = np.where(mask[..., None], gate, np.float32(0))
         expert_index = np.where(mask[..., None], expert_index, np.int32(-1))
-    position = _positions(expert_index, gate, probabilities.shape[-1], batch_prioritized)
+    position = decide_positions(expert_index, gate, probabilities.shape[-1], batch_prioritized)
     return Decision(expert_index, gate, position, (position >= 0) & (position < capacity), capacity)
 
 
@@ -119,7 +119,7 @@ def decide_scatter(
         # Masked before the choice: padding still picks experts 0..K-1 and takes their slots.
         probabilities = probabilities * mask[..., None].astype(np.float32)
     gate, expert_index = _largest(probabilities, k)
-    position = _positions(expert_index, gate, probabilities.shape[-1], batch_prioritized)
+    position = decide_positions(expert_index, gate, probabilities.shape[-1], batch_prioritized)
     return Decision(expert_index, gate, position, position < capacity, capacity)
 
 
@@ -172,7 +172,7 @@ def _largest(
     return np.take_along_axis(values, order, axis=-1), order.astype(np.int32)
 
 
-def _positions(
+def decide_positions(
     expert_index: Int[ndarray, "G T K"],
     gate: Float32[ndarray, "G T K"],
     num_experts: int,

@@ -1,0 +1,1 @@
+"""The `openmoe` command line and what its commands use."""

@@ -350,12 +350,25 @@ def confident_tokens_queue_first(subject: Subject, case: Case, _: Evidence) -> N
 
 @check(
     "ROUTE-15",
+    "decide_scatter(batch_prioritized)",
+    "decide_scatter(padding_mask)",
+    cases=strategies.probabilities(masked=True),
+)
+def ignored_padding_sorts_last(subject: Subject, case: Case, _: Evidence) -> None:
+    """The scatter router's padding takes slots, but behind every real token."""
+    options = _options(case) | {"batch_prioritized": True}
+    got = subject.decide(case["probabilities"], function="decide_scatter", **options)
+    _compare_records(got, routing.decide_scatter(case["probabilities"], **options))
+
+
+@check(
+    "ROUTE-14",
     "decide(batch_prioritized)",
     "decide(padding_mask)",
     cases=strategies.probabilities(masked=True),
 )
-def ignored_padding_sorts_last(subject: Subject, case: Case, _: Evidence) -> None:
-    """With padding ignored, real tokens queue as ROUTE-14 says and padding takes nothing."""
+def real_tokens_queue_by_confidence(subject: Subject, case: Case, _: Evidence) -> None:
+    """With padding ignored the real tokens queue as if it were not there."""
     options = _options(case) | {"batch_prioritized": True}
     got = subject.decide(case["probabilities"], **options)
     wanted = routing.decide(case["probabilities"], **options)

@@ -1,0 +1,259 @@
+"""The real-input pass: text that lies on the machine through a Base-sized router and layer.
+
+Token ids come from outside (the kit has no tokeniser). They are embedded with the initialisers of
+the models, normalised, cut into groups of 4096 and given to the implementation. Its choices are
+judged token by token, its positions and drops recomputed from its own choices and compared exactly,
+its outputs compared with the reference run on those choices. Spec: JUDGE-01..JUDGE-05.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from openmoe_reference import grouping, moe, routing
+from openmoe_spec.config import BASE
+from openmoe_spec.records import Decision
+
+from openmoe_conformance.checks.moe import LAYER_BOUND
+from openmoe_conformance.checks.routing import compare_queue
+from openmoe_conformance.compare import close, judge_choices, logit_band
+from openmoe_conformance.outcome import (
+    UNDECIDED_BUDGET,
+    Disagreement,
+    Evidence,
+    Outcome,
+    Result,
+    Source,
+)
+from openmoe_conformance.subject import Subject, UnsupportedError
+
+GROUP_SIZE = 4096
+PASSES = (
+    ("eval", BASE.eval_capacity_factor),
+    ("train", BASE.train_capacity_factor),
+)
+ITEMS = {"choices": "ROUTE-19", "queues": "ROUTE-09", "gates": "ROUTE-10", "outputs": "MOE-07"}
+"""What each pass decides, and the clause."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the pass's name, groups done and groups in all."""
+
+
+def count_items() -> int:
+    """Return the number of results a real-input pass owes the ledger."""
+    return len(PASSES) * len(ITEMS)
+
+
+@dataclass
+class _Pass:
+    """What one pass has gathered so far."""
+
+    name: str
+    factor: float
+    capacity: int
+    evidence: dict[str, Evidence] = field(default_factory=lambda: {i: Evidence() for i in ITEMS})
+    outcome: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
+    undecided_tokens: list[int] = field(default_factory=list)
+    kept: list[ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def settle(self, item: str, action: Callable[[Evidence], None]) -> None:
+        """Run one comparison; the first thing that goes wrong decides the item."""
+        if item in self.outcome:
+            return
+        try:
+            action(self.evidence[item])
+        except UnsupportedError as reason:
+            self.outcome[item] = Outcome.SKIPPED, str(reason)
+        except Disagreement as finding:
+            self.outcome[item] = Outcome.FAIL, str(finding)
+        except Exception as error:  # noqa: BLE001 - an adapter may raise anything
+            self.outcome[item] = Outcome.ERROR, f"{type(error).__name__}: {error}"[:300]
+
+
+def base_layer(vocabulary_size: int, seed: int = 0) -> tuple[ndarray, dict[str, ndarray]]:
+    """Return an embedding [V, D] and a Base-sized layer's weights, by the models' initialisers.
+
+    Embedding N(0, 1); router N(0, 0.02); experts variance scaling 0.1 over the fan-in.
+    """
+    generator = np.random.default_rng(seed)
+    width, hidden, experts = BASE.embed_dim, BASE.mlp_dim, BASE.num_experts
+
+    def normal(scale: float, *shape: int) -> ndarray:
+        return generator.normal(scale=scale, size=shape).astype(np.float32)
+
+    inner, outer = np.sqrt(0.1 / width), np.sqrt(0.1 / hidden)
+    weights = {
+        "router": normal(0.02, width, experts),
+        "wi_0": normal(inner, experts, width, 2 * hidden),
+        "wi_1": normal(inner, experts, width, hidden),
+        "wo": normal(outer, experts, hidden, width),
+    }
+    return normal(1.0, vocabulary_size, width), weights
+
+
+def hidden_states(token_ids: ndarray, embedding: ndarray) -> ndarray:
+    """Return embedded tokens divided by their root mean square, float32 [tokens, D]."""
+    rows = embedding[token_ids]
+    return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + np.float32(1e-6))
+
+
+def run(
+    subject: Subject,
+    token_ids: ndarray,
+    vocabulary_size: int,
+    progress: Progress = lambda *_: None,
+) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Return the results and the figures of each pass. `token_ids` fill whole groups of 4096."""
+    embedding, weights = base_layer(vocabulary_size)
+    passes = []
+    for name, factor in PASSES:
+        capacity = grouping.expert_capacity(
+            GROUP_SIZE, num_experts=BASE.num_experts, capacity_factor=factor
+        )
+        state = _Pass(f"{name}, factor {factor}", factor, capacity)
+        started = time.perf_counter()
+        groups = len(token_ids) // GROUP_SIZE
+        for number, ids in enumerate(token_ids[: groups * GROUP_SIZE].reshape(groups, -1)):
+            _one_group(subject, state, hidden_states(ids, embedding)[None], weights, number)
+            progress(state.name, number + 1, groups)
+        state.seconds = time.perf_counter() - started
+        passes.append((state, groups))
+    results = [result for state, _ in passes for result in _results(state)]
+    return results, [_figures(state, groups) for state, groups in passes]
+
+
+def _one_group(
+    subject: Subject, state: _Pass, inputs: ndarray, weights: dict[str, ndarray], number: int
+) -> None:
+    sizes = {"k": BASE.num_selected_experts, "capacity": state.capacity}
+    answer: dict[str, Any] = {}
+
+    def ask(_: Evidence) -> None:
+        if callable(getattr(subject.adapter, "moe", None)):
+            result = subject.moe(inputs, weights, **sizes)
+            answer["output"], answer["decision"] = result.output, result.decision
+        if answer.get("decision") is None:
+            answer["decision"] = subject.route(inputs, weights["router"], **sizes)
+
+    state.settle("choices", ask)
+    decision = answer.get("decision")
+    logits, half = logit_band(inputs, weights["router"], subject.arithmetic)
+    wanted = routing.decide(routing.softmax(logits).astype(np.float32), **sizes)
+    everything_decided = [False]
+
+    def choices(evidence: Evidence) -> None:
+        decided = judge_choices(decision.expert_index, logits, half, wanted.expert_index)
+        evidence.examples += decided.size
+        evidence.judged(decided.size, int((~decided).sum()))
+        first = number * GROUP_SIZE
+        state.undecided_tokens.extend(first + int(t) for t in np.flatnonzero(~decided[0]))
+        everything_decided[0] = bool(decided.all())
+
+    def queues(evidence: Evidence) -> None:
+        position = _queue(decision.expert_index)
+        compare_queue(decision, position, state.capacity)
+        evidence.examples += GROUP_SIZE
+        state.kept.append(decision.kept[0])
+
+    def gates(evidence: Evidence) -> None:
+        exact = routing.softmax(logits)
+        chosen = np.take_along_axis(exact, decision.expert_index, axis=-1)
+        rounding = 2e-5 + 8 * (subject.arithmetic.probabilities + half.max())
+        kept = decision.kept
+        close("gate", decision.gate[kept], chosen[kept], evidence, relative=float(rounding))
+        evidence.examples += GROUP_SIZE
+
+    def outputs(evidence: Evidence) -> None:
+        if "output" not in answer:
+            raise UnsupportedError("offers no moe()")
+        if isinstance(decision, Decision):
+            forced = moe.moe(inputs, weights, decision=decision, **sizes)
+        elif everything_decided[0]:
+            forced = moe.moe(inputs, weights, **sizes)  # a black box: whole decided groups only
+        else:
+            return
+        close("output", answer["output"], forced.output, evidence, **LAYER_BOUND)
+        evidence.examples += GROUP_SIZE
+
+    if decision is None:
+        for item in ("queues", "gates"):
+            state.outcome.setdefault(item, state.outcome["choices"])
+        state.settle("outputs", outputs)
+        return
+    for item, action in (
+        ("choices", choices),
+        ("queues", queues),
+        ("gates", gates),
+        ("outputs", outputs),
+    ):
+        state.settle(item, action)
+
+
+def _queue(expert_index: ndarray) -> ndarray:
+    """Return positions [1, T, K] of choice-major queues; the loops' rule, counted in one pass."""
+    _, tokens, k = expert_index.shape
+    waiting = np.zeros(BASE.num_experts, np.int64)
+    position = np.empty((k, tokens), np.int64)
+    for place, expert in enumerate(expert_index[0].T.ravel()):
+        position.flat[place] = waiting[expert]
+        waiting[expert] += 1
+    return position.T[None]
+
+
+def _results(state: _Pass) -> Iterator[Result]:
+    for item, clause in ITEMS.items():
+        evidence = state.evidence[item]
+        outcome, message = state.outcome.get(item, (Outcome.PASS, ""))
+        if outcome is Outcome.PASS and not evidence.examples:
+            outcome, message = Outcome.INCONCLUSIVE, "no group had every token decided"
+        elif outcome is Outcome.PASS and evidence.tokens:
+            share = evidence.undecided / evidence.tokens
+            if share > UNDECIDED_BUDGET:
+                outcome = Outcome.INCONCLUSIVE
+                message = f"{share:.2%} of {evidence.tokens} tokens undecided, budget 1 %"
+        yield Result(
+            f"real input:{state.name}/{item}",
+            clause,
+            outcome,
+            Source.REAL_INPUT,
+            examples=evidence.examples,
+            error=evidence.error,
+            tokens=evidence.tokens,
+            undecided=evidence.undecided,
+            seconds=state.seconds / len(ITEMS),
+            message=message,
+        )
+
+
+def _figures(state: _Pass, groups: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "name": state.name,
+        "groups": groups,
+        "tokens_per_group": GROUP_SIZE,
+        "capacity": state.capacity,
+        "tokens": groups * GROUP_SIZE,
+        "undecided": len(state.undecided_tokens),
+        "undecided_tokens": state.undecided_tokens[:1000],
+        "worst_output_error": state.evidence["outputs"].error,
+        "seconds": state.seconds,
+    }
+    if state.kept:
+        kept = np.stack(state.kept)  # [groups, T, K]
+        tenths = np.array_split(kept, 10, axis=1)
+        figures |= {
+            "kept_first": float(kept[..., 0].mean()),
+            "kept_second": float(kept[..., 1].mean()),
+            "dropped_all": float((~kept.any(axis=-1)).mean()),
+            "drop_share_by_position": [float(1 - part.mean()) for part in tenths],
+            "drop_share_first": [float(1 - part[..., 0].mean()) for part in tenths],
+            "drop_share_second": [float(1 - part[..., 1].mean()) for part in tenths],
+        }
+    return figures
+
+

@@ -1,0 +1,140 @@
+"""The report of a run as one dictionary, of which every rendering is made.
+
+Its schema is `report.schema.json`, beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from openmoe_spec import SPEC_VERSION, __version__, clauses
+
+from openmoe_conformance.outcome import Outcome, Result, exit_code, ledger
+from openmoe_conformance.subject import Subject
+
+SCHEMA = "openmoe-conformance-report/1"
+
+# The worst outcome of a clause's items is the clause's: from best to worst.
+_SEVERITY = (
+    Outcome.SKIPPED,
+    Outcome.PASS,
+    Outcome.XFAIL,
+    Outcome.INCONCLUSIVE,
+    Outcome.XPASS,
+    Outcome.ERROR,
+    Outcome.FAIL,
+)
+
+
+def build(
+    subject: Subject,
+    results: Sequence[Result],
+    planned: int,
+    *,
+    profile: str,
+    seed: int,
+    seconds: float,
+    real_input: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the report; every clause of SPEC.md appears, run or not."""
+    balance = ledger(planned, results)
+    code = exit_code(list(results), planned)
+    return {
+        "schema": SCHEMA,
+        "spec_version": SPEC_VERSION,
+        "kit_version": __version__,
+        "profile": profile,
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "implementation": {
+            "name": subject.name,
+            "version": subject.version,
+            "url": subject.url,
+            "arithmetic": asdict(subject.arithmetic),
+            "functions": list(subject.functions),
+        },
+        "verdict": {"exit_code": code, "line": _verdict(subject, results, planned, code)},
+        "ledger": {
+            "planned": planned,
+            "balanced": balance.balanced,
+            **{outcome.value: count for outcome, count in balance.counts.items()},
+        },
+        "clauses": [_clause_row(clause, results) for clause in clauses.load().values()],
+        "results": [_result_row(result) for result in results],
+        "resolution": _resolution(results),
+        "real_input": real_input,
+    }
+
+
+def _result_row(result: Result) -> dict[str, Any]:
+    row = asdict(result)
+    row["outcome"], row["source"] = result.outcome.value, result.source.value
+    row["seconds"] = round(result.seconds, 4)
+    # JSON has no infinity: an error beyond measure is written as the largest double.
+    if result.error is not None and not result.error < 1e308:
+        row["error"] = 1e308
+    return row
+
+
+def _clause_row(clause: clauses.Clause, results: Iterable[Result]) -> dict[str, Any]:
+    own = [result for result in results if result.clause == clause.id]
+    executed = [result for result in own if result.outcome is not Outcome.SKIPPED]
+    errors = [result.error for result in executed if result.error is not None]
+    if own:
+        outcome = max((r.outcome for r in own), key=_SEVERITY.index).value
+    else:
+        outcome = "not run" if clause.normative else "informative"
+    return {
+        "id": clause.id,
+        "class": clause.kind,
+        "chapter": clause.chapter,
+        "text": clause.text,
+        "source": clause.source,
+        "outcome": outcome,
+        "examples": sum(result.examples for result in executed),
+        "error": min(max(errors), 1e308) if errors else None,
+        "items": len(own),
+        "executed": len(executed),
+    }
+
+
+def _resolution(results: Iterable[Result]) -> dict[str, Any] | None:
+    for result in results:
+        if "ladder" in result.details:
+            return {"line": result.details["resolution"], "rungs": result.details["ladder"]}
+    return None
+
+
+def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: int) -> str:
+    counts = ledger(planned, results).counts
+    executed = len(results) - counts[Outcome.SKIPPED]
+    clauses_run = {r.clause for r in results if r.outcome is not Outcome.SKIPPED and r.clause}
+    tail = f", {counts[Outcome.SKIPPED]} skipped" if counts[Outcome.SKIPPED] else ""
+    if counts[Outcome.XFAIL]:
+        tail += f", {counts[Outcome.XFAIL]} expected failures"
+    if code == 0:
+        return (
+            f"HOLDS: {subject.name} conforms in all {executed} executed items of "
+            f"{len(clauses_run)} clauses{tail}"
+        )
+    if code == 1:
+        bad = [
+            r for r in results if r.outcome in (Outcome.FAIL, Outcome.XPASS, Outcome.ERROR)
+        ]
+        ids = sorted({r.clause for r in bad if r.clause})
+        return (
+            f"DOES NOT HOLD: {len(bad)} of {executed} executed items, "
+            f"clauses {', '.join(ids)}{tail}"
+        )
+    reasons = []
+    if not executed:
+        reasons.append("nothing was executed")
+    if counts[Outcome.ERROR]:
+        reasons.append(f"{counts[Outcome.ERROR]} items whose vectors cannot be used")
+    if counts[Outcome.INCONCLUSIVE]:
+        reasons.append(f"{counts[Outcome.INCONCLUSIVE]} inconclusive")
+    if len(results) != planned:
+        reasons.append(f"{len(results)} results where {planned} are owed")
+    return f"INCOMPLETE: {'; '.join(reasons)}{tail}"
