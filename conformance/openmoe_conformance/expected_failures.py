@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openmoe_spec import clauses
-
 from openmoe_conformance.outcome import Outcome, Result, UsageError
+from openmoe_spec import clauses
 
 _LINE = re.compile(r"(?P<id>\S.*?)\s+(?P<url>https?://\S+)\s*(?:#.*)?")
 
@@ -63,7 +62,9 @@ def apply(expected: list[Expectation], results: list[Result], path: Path) -> lis
             why = "every such check was skipped" if covered else "nothing of that name was run"
             raise UsageError(f"{path}:{expectation.line}: {expectation.id} matches nothing: {why}")
         failed = [
-            i for i in executed if changed[i].outcome in (Outcome.FAIL, Outcome.ERROR, Outcome.XFAIL)
+            i
+            for i in executed
+            if changed[i].outcome in (Outcome.FAIL, Outcome.ERROR, Outcome.XFAIL)
         ]
         for i in failed:
             changed[i] = replace(changed[i], outcome=Outcome.XFAIL, url=expectation.url)

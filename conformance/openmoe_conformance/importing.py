@@ -130,7 +130,14 @@ def _capacity_cases(table: Path) -> Iterator[VectorCase]:
             config["min_cap"] = content["min_expert_capacity"]
         identifier = f"capacity_{number:03d}" if kind == "group_sizes" else f"replicas_{number:03d}"
         yield VectorCase(
-            name, identifier, kind, row.get("note") or "", config, comparisons_of(kind, config, ""), (), None
+            name,
+            identifier,
+            kind,
+            row.get("note") or "",
+            config,
+            comparisons_of(kind, config, ""),
+            (),
+            None,
         )
 
 

@@ -87,5 +87,7 @@ def resolution(right: dict[int | str, float]) -> str:
             break
         reached = exponent
     margin = "coarser than 2^-4" if reached is None else f"2^-{reached}"
-    ties = "all exact ties right" if right[TIE] == 1 else f"{1 - right[TIE]:.1%} of exact ties wrong"
+    ties = (
+        "all exact ties right" if right[TIE] == 1 else f"{1 - right[TIE]:.1%} of exact ties wrong"
+    )
     return f"{margin} in logits, {ties}"

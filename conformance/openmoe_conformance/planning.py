@@ -42,7 +42,9 @@ class Everything(Container[str]):
         return True
 
 
-def plan(profile: Profile, clauses: Container[str], folder: Path | None, *, checks: bool) -> list[Unit]:
+def plan(
+    profile: Profile, clauses: Container[str], folder: Path | None, *, checks: bool
+) -> list[Unit]:
     """Return the units of a run over the checks and one folder of vectors."""
     by_function: dict[str, list[str]] = {}
     for check in all_checks() if checks else []:
@@ -71,7 +73,9 @@ def _left_out(comparison: str, number: int, profile: Profile) -> bool:
 # ---- the independent count ---------------------------------------------------------------------
 
 
-def owed(profile: Profile, clauses: Container[str], folder: Path | None, *, checks: bool) -> int | None:
+def owed(
+    profile: Profile, clauses: Container[str], folder: Path | None, *, checks: bool
+) -> int | None:
     """Return the number of results a run owes; None when the folder is of a foreign layout."""
     total = _decorators(clauses) if checks else 0
     if folder is None:

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import grouping, moe, routing
-from openmoe_spec.config import BASE
-from openmoe_spec.records import Decision
 
 from openmoe_conformance.checks.moe import LAYER_BOUND
 from openmoe_conformance.checks.routing import compare_queue
@@ -31,6 +28,9 @@ from openmoe_conformance.outcome import (
     Source,
 )
 from openmoe_conformance.subject import Subject, UnsupportedError
+from openmoe_reference import grouping, moe, routing
+from openmoe_spec.config import BASE
+from openmoe_spec.records import Decision
 
 GROUP_SIZE = 4096
 PASSES = (
@@ -255,5 +255,3 @@ def _figures(state: _Pass, groups: int) -> dict[str, Any]:
             "drop_share_second": [float(1 - part[..., 1].mean()) for part in tenths],
         }
     return figures
-
-

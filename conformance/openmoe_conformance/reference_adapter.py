@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
+
+from openmoe_conformance import reference_gradients
 from openmoe_reference import grouping, layers, losses, moe, routing
 from openmoe_spec import SPEC_VERSION, config
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
-
-from openmoe_conformance import reference_gradients
 
 
 class ReferenceAdapter:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy import ndarray
+
 from openmoe_reference import moe, routing
 from openmoe_spec.records import Decision, ExpertsChoice
 

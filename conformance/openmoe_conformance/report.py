@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from openmoe_spec import SPEC_VERSION, __version__, clauses
-
 from openmoe_conformance.outcome import Outcome, Result, exit_code, ledger
 from openmoe_conformance.subject import Subject
+from openmoe_spec import SPEC_VERSION, __version__, clauses
 
 SCHEMA = "openmoe-conformance-report/1"
 
@@ -120,9 +119,7 @@ def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: in
             f"{len(clauses_run)} clauses{tail}"
         )
     if code == 1:
-        bad = [
-            r for r in results if r.outcome in (Outcome.FAIL, Outcome.XPASS, Outcome.ERROR)
-        ]
+        bad = [r for r in results if r.outcome in (Outcome.FAIL, Outcome.XPASS, Outcome.ERROR)]
         ids = sorted({r.clause for r in bad if r.clause})
         return (
             f"DOES NOT HOLD: {len(bad)} of {executed} executed items, "

@@ -32,7 +32,7 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     _real_input(report, console)
     _findings(report, console)
     ledger = report["ledger"]
-    parts = [f"{ledger[name]} {name}" for name in _STYLE if name in ledger and ledger[name]]
+    parts = [f"{ledger[name]} {name}" for name in _STYLE if ledger.get(name)]
     state = "balanced" if ledger["balanced"] else "NOT BALANCED"
     console.print(f"\nLedger: {' + '.join(parts)} = {ledger['planned']} planned, {state}")
     code = report["verdict"]["exit_code"]

@@ -177,7 +177,7 @@ def save_case(folder: Path, check_name: str, clause: str, case: Case) -> Path:
     for name in sorted(arrays):
         digest.update(arrays[name].tobytes())
     path = folder / f"{clause}-{check_name.replace('.', '-')}-{digest.hexdigest()[:8]}.npz"
-    np.savez(path, **{"__case__": np.array(note)}, **arrays)  # type: ignore[arg-type]
+    np.savez(path, __case__=np.array(note), **arrays)  # type: ignore[arg-type]
     return path
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy import ndarray
-from openmoe_reference.routing import softmax
 
 from openmoe_conformance.checks import Case
+from openmoe_reference.routing import softmax
 
 # groups G, tokens T, experts E, choices K, capacity C
 SHAPES = (
@@ -63,9 +63,7 @@ def probabilities(draw: st.DrawFn, *, masked: bool = False) -> Case:
 def distinct_probabilities(draw: st.DrawFn) -> Case:
     """Draw probabilities without ties among the experts of a token."""
     size = draw(shapes())
-    orders = [
-        draw(st.permutations(range(size["E"]))) for _ in range(size["G"] * size["T"])
-    ]
+    orders = [draw(st.permutations(range(size["E"]))) for _ in range(size["G"] * size["T"])]
     levels = np.array(orders, np.float32).reshape(size["G"], size["T"], size["E"]) / 2
     return {"probabilities": softmax(levels), "k": size["k"], "capacity": size["capacity"]}
 

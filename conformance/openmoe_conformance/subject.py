@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from openmoe_spec.records import METRICS, PARAMETERS, Decision, ExpertsChoice, LayerResult
 
 from openmoe_conformance.adapter import FUNCTIONS, UnsupportedError, call, offers
 from openmoe_conformance.compare import NAMED_ARITHMETIC, Arithmetic, fields_of
 from openmoe_conformance.outcome import Disagreement, UsageError
+from openmoe_spec.records import METRICS, PARAMETERS, Decision, ExpertsChoice, LayerResult
 
 
 class Subject:
@@ -123,11 +123,15 @@ class Subject:
         )
         return _decision("route", answer, (*inputs.shape[:2], k), capacity)
 
-    def array(self, function: str, shape: tuple[int, ...], *arguments: Any, **keywords: Any) -> ndarray:
+    def array(
+        self, function: str, shape: tuple[int, ...], *arguments: Any, **keywords: Any
+    ) -> ndarray:
         """Return an array of numbers of the given shape."""
         return _numbers(function, self.call(function, *arguments, **keywords), shape)
 
-    def moe(self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any) -> LayerResult:
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
         """Return the layer's result on whole groups."""
         answer = self.call("moe", inputs, parameters, **options)
         shape = inputs.shape[:2], options["k"], options["capacity"]
@@ -148,7 +152,9 @@ class Subject:
         experts = parameters["router"].shape[1]
         return _layer_result("moe_layer", answer, inputs.shape, (groups, k, capacity), experts)
 
-    def gradients(self, function: str, arrays: tuple[Any, ...], **options: Any) -> dict[str, ndarray]:
+    def gradients(
+        self, function: str, arrays: tuple[Any, ...], **options: Any
+    ) -> dict[str, ndarray]:
         """Return named gradients of `moe_gradients` or `route_gradients`."""
         answer = self.call(function, *arrays, **options)
         if not isinstance(answer, Mapping):
@@ -162,9 +168,7 @@ class Subject:
             shapes["router"] = arrays[1].shape
         else:
             shapes |= {name: arrays[1][name].shape for name in PARAMETERS}
-        return {
-            name: _numbers(f"{function}[{name}]", answer[name], shapes[name]) for name in names
-        }
+        return {name: _numbers(f"{function}[{name}]", answer[name], shapes[name]) for name in names}
 
 
 def _arithmetic(declared: Any) -> Arithmetic:
@@ -205,7 +209,9 @@ def _decision(name: str, answer: Any, shape: tuple[int, ...], capacity: int) -> 
     in_slots = (position >= 0) & (position < capacity)
     kept = in_slots if found["kept"] is None else np.asarray(found["kept"])
     if kept.shape != shape or kept.dtype.kind not in "bui":
-        raise Disagreement(f"{name}: kept must be booleans {list(shape)}, got {kept.dtype} {list(kept.shape)}")
+        raise Disagreement(
+            f"{name}: kept must be booleans {list(shape)}, got {kept.dtype} {list(kept.shape)}"
+        )
     if found["gate"] is None:
         raise Disagreement(f"{name}: gate is missing from the record")
     return Decision(

@@ -12,13 +12,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import grouping, routing
-from openmoe_spec.records import METRICS, Decision, LayerResult
 
 from openmoe_conformance.compare import close, judge_choices, logit_band, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_sets import VectorCase
+from openmoe_reference import grouping, routing
+from openmoe_spec.records import METRICS, Decision, LayerResult
 
 Arrays = Mapping[str, ndarray]
 Comparison = Callable[[Subject, VectorCase, Arrays, Evidence], None]
@@ -100,7 +100,9 @@ def _masked_route(s: Subject, case: VectorCase, arrays: Arrays, evidence: Eviden
     wanted = routing.decide(arrays["probs"], **_options(case, arrays))
     real = np.ones(inputs.shape[:2], bool) if mask is None else mask
     logits, half = logit_band(inputs, kernel, s.arithmetic)
-    judged = [np.where(real[..., None], d.expert_index, np.arange(options["k"])) for d in (got, wanted)]
+    judged = [
+        np.where(real[..., None], d.expert_index, np.arange(options["k"])) for d in (got, wanted)
+    ]
     decided = ~real | judge_choices(judged[0], logits, half, judged[1])
     same("tokens without expert", (got.expert_index < 0).all(axis=-1), ~real)
     evidence.judged(decided.size, int((~decided).sum()))

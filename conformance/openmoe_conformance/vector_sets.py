@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from openmoe_spec import clauses
 
 from openmoe_conformance.outcome import UsageError
+from openmoe_spec import clauses
 
 SCHEMA = 1
 """Version of the own layout."""

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from openmoe_spec import __version__, config
-from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 from openmoe_production import grouping, layers, losses, moe, routing
 from openmoe_production.arguments import require_floats
+from openmoe_spec import __version__, config
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
 class Adapter:
@@ -325,7 +325,9 @@ def _call(
     Values are unknown inside a trace, so those that must be rejected are looked for before it.
     """
     moved = {
-        name: jax.tree.map(jnp.asarray, value) for name, value in arrays.items() if value is not None
+        name: jax.tree.map(jnp.asarray, value)
+        for name, value in arrays.items()
+        if value is not None
     }
     if "probabilities" in arrays and function is not losses.balance_loss:
         _require_float32(arrays["probabilities"])  # JAX would cut float64 down silently
@@ -354,6 +356,4 @@ def _jitted(
     function: Callable[..., Any], static: tuple[str, ...], tiny: bool
 ) -> Callable[..., Any]:
     unoptimised = {"xla_backend_optimization_level": 0}
-    return jax.jit(
-        function, static_argnames=static, compiler_options=unoptimised if tiny else None
-    )
+    return jax.jit(function, static_argnames=static, compiler_options=unoptimised if tiny else None)

@@ -10,9 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from openmoe_spec.errors import RejectedError
 
 from openmoe_production.arguments import require_count, require_factor
+from openmoe_spec.errors import RejectedError
 
 
 def num_expert_replicas(

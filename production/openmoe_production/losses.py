@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_production.arguments import require_floats, require_shape
+from openmoe_spec.records import Decision, ExpertsChoice
 
 
 def balance_loss(

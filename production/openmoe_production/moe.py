@@ -10,18 +10,17 @@ Spec: MOE-01..MOE-14.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
 
 from openmoe_production import grouping, losses, routing
 from openmoe_production.arguments import require_floats, require_shape
 from openmoe_production.layers import gated_mlp
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
 
 jax.tree_util.register_dataclass(
     LayerResult, data_fields=["output", "decision", "metrics"], meta_fields=[]
@@ -131,9 +130,7 @@ def moe_layer(
     return LayerResult(output, result.decision, result.metrics)
 
 
-def _experts(
-    slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any
-) -> jax.Array:
+def _experts(slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
     groups, _, width = slots.shape
     num_experts = parameters["router"].shape[1]
     by_expert = slots.astype(dtype).reshape(groups, num_experts, -1, width).swapaxes(0, 1)

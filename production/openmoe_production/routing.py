@@ -7,19 +7,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_production.arguments import require_count, require_floats, require_shape
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import Decision, ExpertsChoice
 
 jax.tree_util.register_dataclass(
     Decision,
     data_fields=["expert_index", "gate", "position", "kept"],
     meta_fields=["capacity"],
 )
-jax.tree_util.register_dataclass(
-    ExpertsChoice, data_fields=["token_index", "gate"], meta_fields=[]
-)
+jax.tree_util.register_dataclass(ExpertsChoice, data_fields=["token_index", "gate"], meta_fields=[])
 
 
 def logits_and_probabilities(

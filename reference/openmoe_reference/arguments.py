@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from openmoe_spec.errors import RejectedError
 
 
-def check_integer(name: str, value: object, clause: str, *, least: int, most: float = math.inf) -> None:
+def check_integer(
+    name: str, value: object, clause: str, *, least: int, most: float = math.inf
+) -> None:
     """Refuse anything but a whole number in `least`..`most`; booleans and floats are not whole."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise RejectedError(name, clause, f"must be a whole number, got {value!r}")
@@ -68,7 +71,9 @@ def _check_kind(name: str, array: np.ndarray, clause: str, kind: str) -> None:
     else:
         # bfloat16 of ml_dtypes has kind "V", so the name decides.
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-            raise RejectedError(name, clause, f"must hold floating-point numbers, got {array.dtype}")
+            raise RejectedError(
+                name, clause, f"must hold floating-point numbers, got {array.dtype}"
+            )
         if not np.isfinite(array).all():
             raise RejectedError(name, clause, "must be finite, got infinity or not-a-number")
 

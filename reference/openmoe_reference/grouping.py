@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
-from openmoe_spec.errors import RejectedError
 
 from openmoe_reference.arguments import check_integer, check_positive
+from openmoe_spec.errors import RejectedError
 
 
 def num_expert_replicas(
@@ -115,7 +115,9 @@ def to_groups(
     batch, length, width = inputs.shape
     rows, columns = padded[0] - batch, padded[1] - length
     if rows < 0 or columns < 0:
-        raise RejectedError("padded", "GROUP-09", f"must be at least {inputs.shape[:2]}, got {padded}")
+        raise RejectedError(
+            "padded", "GROUP-09", f"must be at least {inputs.shape[:2]}, got {padded}"
+        )
     tokens = padded[0] * padded[1]
     check_integer("num_groups", num_groups, "GROUP-09", least=1)
     if tokens % num_groups:

@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from openmoe_spec.errors import RejectedError
 
 from openmoe_reference.arguments import check_array, check_choice
+from openmoe_spec.errors import RejectedError
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,

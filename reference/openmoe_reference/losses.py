@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_reference.arguments import check_array
+from openmoe_spec.records import Decision, ExpertsChoice
 
 
 def balance_loss(

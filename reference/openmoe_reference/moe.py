@@ -11,11 +11,12 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
-from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
 
 from openmoe_reference import grouping, losses, routing
 from openmoe_reference.arguments import check_array, check_choice, check_names
 from openmoe_reference.layers import DTYPES, gated_mlp
+from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
+
 
 def moe(
     inputs: Float[ndarray, "G T D"],

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 from numpy import ndarray
-from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_reference.arguments import check_array, check_integer
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import Decision, ExpertsChoice
 
 
 def router_logits(

@@ -87,9 +87,7 @@ def _check_field(name: str, value: object) -> None:
 
 
 def _is_finite_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 BASE = Configuration(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+
 from openmoe_spec.records import Decision, ExpertsChoice
 
 # ---------------------------------------------------------------------------- groups and capacity

@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
+
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
 
 app = typer.Typer(
     name="openmoe",
     help="The executable specification of the OpenMoE language models.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-vectors_app = typer.Typer(help="Stored vectors: list, import, export.", no_args_is_help=True)
+vectors_app = typer.Typer(help="Stored vectors: list, import, export.")
 app.add_typer(vectors_app, name="vectors")
 
 BAD_USAGE = 3
@@ -66,7 +66,9 @@ def conform(
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of drawn examples.")] = 20240202,
-    jobs: Annotated[int, typer.Option(help="Processes that run checks; 0: one a core, 4 at most.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="Processes that run checks; 0: one a core, 4 at most.")
+    ] = 0,
 ) -> None:
     """Check an implementation against every clause, all vectors and real text."""
     from openmoe_tools import conforming  # noqa: PLC0415 - each command imports what it needs
@@ -144,12 +146,9 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UsageError as error:
         _complain(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(BAD_USAGE)
-    except click.ClickException as error:
+    except TyperException as error:
         _complain(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
     except OSError as error:
         _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
@@ -158,5 +157,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"openmoe: {' '.join(message.split())}", err=True)
+    typer.echo(f"openmoe: {' '.join(message.split())}", err=True)
     sys.exit(BAD_USAGE)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from openmoe_conformance import (
     adapter,
     expected_failures,
@@ -32,9 +35,6 @@ from openmoe_conformance.outcome import Outcome, Result, Source, UsageError, exi
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.subject import Subject
 from openmoe_spec import clauses
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from openmoe_tools.data import tokenizer
 from openmoe_tools.data.corpus import CorpusError
 
@@ -210,7 +210,13 @@ def _real_input(
 
 def _skipped(reason: str) -> list[Result]:
     return [
-        Result(f"real input:{name}, factor {factor}/{item}", clause, Outcome.SKIPPED, Source.REAL_INPUT, message=reason)
+        Result(
+            f"real input:{name}, factor {factor}/{item}",
+            clause,
+            Outcome.SKIPPED,
+            Source.REAL_INPUT,
+            message=reason,
+        )
         for name, factor in real_input.PASSES
         for item, clause in real_input.ITEMS.items()
     ]

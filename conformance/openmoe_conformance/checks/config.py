@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-from openmoe_spec.config import PUBLISHED
-
 from openmoe_conformance.checks import Case, check
 from openmoe_conformance.compare import same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
+from openmoe_spec.config import PUBLISHED
 
 
 def _names(_: Profile) -> Iterator[Case]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import losses, moe, routing
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
@@ -20,6 +18,8 @@ from openmoe_conformance.compare import close
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
+from openmoe_reference import losses, moe, routing
+from openmoe_spec.records import Decision, ExpertsChoice
 
 STEP = 1e-5
 GRADIENT_BOUND = {"relative": 2e-5, "absolute": 2e-5}
@@ -118,7 +118,9 @@ def _compare_layer_gradients(
             at, cotangent=cotangent, factors=factors, decision=decision, **sizes, **options
         )
 
-    at = {name: np.asarray(v, np.float64) for name, v in {"inputs": case["inputs"], **weights}.items()}
+    at = {
+        name: np.asarray(v, np.float64) for name, v in {"inputs": case["inputs"], **weights}.items()
+    }
     _compare_directions(gradients, loss, at, case, evidence)
 
 
@@ -214,13 +216,11 @@ def gates_differentiate_the_full_softmax(subject: Subject, case: Case, evidence:
 def the_balance_loss_differentiates_p_alone(
     subject: Subject, case: Case, evidence: Evidence
 ) -> None:
-    """f is constant, P carries the gradient."""
+    """F is constant, P carries the gradient."""
     _compare_router_gradients(subject, case, evidence, balance=1.0)
 
 
 @check("LOSS-12", "route_gradients", cases=_cases)
-def the_z_loss_differentiates_the_logits(
-    subject: Subject, case: Case, evidence: Evidence
-) -> None:
+def the_z_loss_differentiates_the_logits(subject: Subject, case: Case, evidence: Evidence) -> None:
     """The z-loss through logsumexp."""
     _compare_router_gradients(subject, case, evidence, z=1.0)

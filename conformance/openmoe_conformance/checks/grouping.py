@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from hypothesis import strategies as st
-from openmoe_reference import grouping, moe
 
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
@@ -15,6 +14,7 @@ from openmoe_conformance.compare import same
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
+from openmoe_reference import grouping, moe
 
 _SIZES = st.integers(1, 70)
 
@@ -199,9 +199,7 @@ def _halves(_: Profile) -> Iterator[Case]:
 @check("GROUP-06", "expert_capacity", cases=_halves)
 def exact_halves_go_to_even(subject: Subject, case: Case, _: Evidence) -> None:
     """4.5 -> 4, 5.5 -> 6, 6.5 -> 6, 7.5 -> 8."""
-    answer = subject.integer(
-        "expert_capacity", case["tokens"], num_experts=8, capacity_factor=1.0
-    )
+    answer = subject.integer("expert_capacity", case["tokens"], num_experts=8, capacity_factor=1.0)
     wanted = grouping.expert_capacity(case["tokens"], num_experts=8, capacity_factor=1.0)
     same(f"expert_capacity({case['tokens']}, E = 8, factor 1)", answer, wanted)
 
@@ -267,7 +265,9 @@ def _compare_layer(subject: Subject, case: Case, evidence: Evidence) -> None:
         **options,
     )
     # Zero rows show the drops even where no record is offered.
-    same("moe_layer: tokens without output", (got.output == 0).all(-1), (wanted.output == 0).all(-1))
+    same(
+        "moe_layer: tokens without output", (got.output == 0).all(-1), (wanted.output == 0).all(-1)
+    )
     evidence.examples += 1
 
 

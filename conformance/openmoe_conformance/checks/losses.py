@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import losses, moe, routing
 
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
@@ -15,6 +14,7 @@ from openmoe_conformance.compare import close
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject, UnsupportedError
+from openmoe_reference import losses, moe, routing
 
 BOUND = {"relative": 5e-6, "of_largest": 1e-6}
 
@@ -76,9 +76,7 @@ def dropped_choices_count_in_the_balance(subject: Subject, case: Case, evidence:
     _compare_metric(subject, case | {"capacity": 1}, evidence, "auxiliary_loss")
 
 
-@check(
-    "LOSS-04", "balance_loss(padding_mask)", cases=strategies.probabilities(masked=True)
-)
+@check("LOSS-04", "balance_loss(padding_mask)", cases=strategies.probabilities(masked=True))
 def ignored_padding_still_divides(subject: Subject, case: Case, evidence: Evidence) -> None:
     """Ignored tokens add nothing to f and P, whose divisors still count them."""
     _compare_balance(subject, case, evidence)
@@ -96,7 +94,7 @@ def _logits(case: Case) -> ndarray:
 
 @check("LOSS-05", "router_z_loss", cases=strategies.hidden_states())
 def z_loss_is_mean_square_of_logsumexp(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """sum logsumexp^2 / (G T), also for large logits."""
+    """Sum logsumexp^2 / (G T), also for large logits."""
     for scale in (1, 64, -512):
         logits = (_logits(case) * scale).astype(np.float32)
         wanted = losses.router_z_loss(logits.astype(np.float64))
@@ -210,5 +208,3 @@ def illegal_logits_are_rejected(subject: Subject, case: Case, _: Evidence) -> No
     """Logits that are not finite raise."""
     logits = np.full((1, 2, 3), case["value"], np.float32)
     must_reject("router_z_loss of such logits", lambda: subject.call("router_z_loss", logits))
-
-

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import layers, moe, routing
-from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
@@ -18,6 +16,8 @@ from openmoe_conformance.compare import close, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
+from openmoe_reference import layers, moe, routing
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 LAYER_BOUND = {"relative": 1e-5, "absolute": 1e-5}
 
@@ -36,9 +36,7 @@ def slots_hold_copies_of_their_tokens(subject: Subject, case: Case, _: Evidence)
     decision, experts = _decision(case), case["kernel"].shape[1]
     token, _weight = moe.slots(decision, num_experts=experts)
     wanted = moe.dispatch(case["inputs"], token)
-    got = subject.array(
-        "dispatch", wanted.shape, case["inputs"], decision, num_experts=experts
-    )
+    got = subject.array("dispatch", wanted.shape, case["inputs"], decision, num_experts=experts)
     same("dispatch", got, wanted)
 
 
@@ -50,7 +48,7 @@ def _expert_inputs(case: Case) -> ndarray:
 
 @check("MOE-02", "expert", cases=strategies.layers())
 def experts_multiply_three_projections(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """h = a silu(b) (x @ wi_1), then h @ wo."""
+    """H = a silu(b) (x @ wi_1), then h @ wo."""
     inputs = _expert_inputs(case)
     weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
     wide = [np.float64(w) for w in weights]
@@ -217,9 +215,7 @@ def _bfloat16_layers(_: Profile) -> Iterator[Case]:
 
 
 @check("MOE-06", "moe(expert_dtype)", cases=_bfloat16_layers)
-def bfloat16_experts_give_float32_outputs(
-    subject: Subject, case: Case, evidence: Evidence
-) -> None:
+def bfloat16_experts_give_float32_outputs(subject: Subject, case: Case, evidence: Evidence) -> None:
     """bfloat16 inputs and experts: the output is float32 and within 3e-2."""
     narrow = case | {"inputs": case["inputs"].astype(ml_dtypes.bfloat16)}
     got = _layer(subject, narrow, expert_dtype="bfloat16")
@@ -374,5 +370,3 @@ def missing_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -
         f"moe without {case['lacks']}",
         lambda: subject.call("moe", good["inputs"], weights, k=1, capacity=2),
     )
-
-

@@ -32,7 +32,8 @@ def routing_resolution(subject: Subject, case: Case, evidence: Evidence) -> None
         if must and not hits.all():
             wrong.append(f"{rung.label}: {hits.mean():.1%} right")
     evidence.details["ladder"] = {
-        ("exact tie" if name == ladder.TIE else f"2^-{name}"): share for name, share in right.items()
+        ("exact tie" if name == ladder.TIE else f"2^-{name}"): share
+        for name, share in right.items()
     }
     evidence.details["resolution"] = ladder.resolution(right)
     if wrong:

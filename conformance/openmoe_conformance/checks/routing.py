@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from hypothesis import strategies as st
 from numpy import ndarray
-from openmoe_reference import routing
-from openmoe_spec.records import Decision
 
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
@@ -17,6 +15,8 @@ from openmoe_conformance.compare import close, judge_choices, logit_band, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
+from openmoe_reference import routing
+from openmoe_spec.records import Decision
 
 # ---- probabilities -------------------------------------------------------------------------
 
@@ -66,7 +66,9 @@ def no_bias_is_added(subject: Subject, case: Case, evidence: Evidence) -> None:
     zeros = np.zeros_like(case["inputs"])
     experts = case["kernel"].shape[1]
     got = subject.probabilities(zeros, case["kernel"])
-    close("probabilities of zero rows", got, np.full(got.shape, 1 / experts), evidence, relative=1e-6)
+    close(
+        "probabilities of zero rows", got, np.full(got.shape, 1 / experts), evidence, relative=1e-6
+    )
 
 
 @check("ROUTE-03", "probabilities", cases=strategies.hidden_states())
@@ -99,9 +101,7 @@ def _options(case: Case) -> dict[str, object]:
 
 
 @check("ROUTE-04", "decide", cases=strategies.probabilities())
-def largest_probabilities_ties_to_lower_index(
-    subject: Subject, case: Case, _: Evidence
-) -> None:
+def largest_probabilities_ties_to_lower_index(subject: Subject, case: Case, _: Evidence) -> None:
     """The K largest float32 probabilities are chosen; equals by lower expert index."""
     got = subject.decide(case["probabilities"], **_options(case))
     wanted = routing.decide(case["probabilities"], **_options(case))
@@ -168,9 +168,7 @@ def choices_stand_best_first(subject: Subject, case: Case, _: Evidence) -> None:
 # ---- queues --------------------------------------------------------------------------------
 
 
-def queue(
-    expert_index: ndarray, *, first_gate: ndarray | None = None
-) -> ndarray:
+def queue(expert_index: ndarray, *, first_gate: ndarray | None = None) -> ndarray:
     """Return the positions that the choices must have: the rule of ROUTE-07 and ROUTE-08 in loops.
 
     With `first_gate` [G, T] tokens queue by it, descending and stable (ROUTE-14).
@@ -486,9 +484,7 @@ def scatter_decides_as_masked(subject: Subject, case: Case, _: Evidence) -> None
     _compare_records(got, routing.decide_scatter(case["probabilities"], **_options(case)))
 
 
-@check(
-    "ROUTE-22", "decide_scatter(padding_mask)", cases=strategies.probabilities(masked=True)
-)
+@check("ROUTE-22", "decide_scatter(padding_mask)", cases=strategies.probabilities(masked=True))
 def scatter_padding_still_takes_slots(subject: Subject, case: Case, _: Evidence) -> None:
     """Ignored padding chooses experts 0 ... K-1 with gate 0 and stands in their queues."""
     got = subject.decide(case["probabilities"], function="decide_scatter", **_options(case))
@@ -514,9 +510,7 @@ def experts_take_their_best_tokens(subject: Subject, case: Case, _: Evidence) ->
     same("gate", got.gate, wanted.gate)
 
 
-@check(
-    "ROUTE-24", "experts_choose(padding_mask)", cases=_experts_cases(masked=True)
-)
+@check("ROUTE-24", "experts_choose(padding_mask)", cases=_experts_cases(masked=True))
 def experts_see_masked_probabilities(subject: Subject, case: Case, _: Evidence) -> None:
     """Ignored padding has probability 0 before the experts choose; it may still fill slots."""
     got = subject.experts_choose(**case)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import losses
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import losses
+from openmoe_spec.records import Decision, ExpertsChoice
 
 
 @mutant("LOSS-01")
@@ -56,7 +56,9 @@ class BalanceDividedByK(ReferenceAdapter):
 class _Metrics(ReferenceAdapter):
     """The layer with one metric changed."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         raise NotImplementedError
 
     def metrics(
@@ -76,7 +78,9 @@ class _Metrics(ReferenceAdapter):
 class BalanceAfterDrops(_Metrics):
     """f counts only choices that were kept."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, Decision):
             kept = np.where(decision.kept, decision.expert_index, -1)
             sown["auxiliary_loss"] = self.balance_loss(probabilities, kept, padding_mask=mask)
@@ -131,7 +135,9 @@ class ZLossSkipsPadding(ReferenceAdapter):
 class LeftBehindCountsChoices(_Metrics):
     """fraction_tokens_left_behind is the share of dropped choices."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, Decision) and mask is None:
             sown["fraction_tokens_left_behind"] = 1 - np.asarray(decision.kept).mean()
 
@@ -140,7 +146,9 @@ class LeftBehindCountsChoices(_Metrics):
 class ConfidencePerToken(_Metrics):
     """router_confidence is divided by the tokens instead of the kept choices."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, Decision):
             dispatched = np.asarray(decision.kept).sum()
             tokens = probabilities.shape[0] * probabilities.shape[1]
@@ -151,7 +159,9 @@ class ConfidencePerToken(_Metrics):
 class UsageOfOneGroup(_Metrics):
     """expert_usage forgets the number of groups."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, Decision):
             sown["expert_usage"] = sown["expert_usage"] * probabilities.shape[0]
 
@@ -160,7 +170,9 @@ class UsageOfOneGroup(_Metrics):
 class LeftBehindCountsPadding(_Metrics):
     """Ignored padding counts as left behind."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, Decision) and mask is not None:
             somewhere = np.asarray(decision.kept).any(axis=-1)
             sown["fraction_tokens_left_behind"] = 1 - somewhere.mean()
@@ -178,7 +190,9 @@ class ScatterCountsOnce(ReferenceAdapter):
 class ExpertsChooseIsBalanced(_Metrics):
     """The experts-choose router reports the balance loss of perfect balance."""
 
-    def change(self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any) -> None:
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
         if isinstance(decision, ExpertsChoice):
             sown["auxiliary_loss"] = np.float32(1)
 

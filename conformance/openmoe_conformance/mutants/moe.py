@@ -9,11 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import moe
-from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import moe
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
 @mutant("MOE-01")
@@ -119,7 +119,9 @@ class DroppedTokensGetTheFirstSlot(ReferenceAdapter):
 class OutputIsBfloat16(ReferenceAdapter):
     """The layer returns the dtype of its input, rounding float32 sums."""
 
-    def moe(self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any) -> LayerResult:
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
         result = super().moe(inputs, parameters, **options)
         return replace(result, output=result.output.astype(inputs.dtype))
 
@@ -139,7 +141,9 @@ class Float32ExpertsAreRounded(ReferenceAdapter):
 class JitterIsDispatched(ReferenceAdapter):
     """The experts receive the jittered inputs."""
 
-    def moe(self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any) -> LayerResult:
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
         noise = options.pop("noise", None)
         return super().moe(inputs if noise is None else inputs * noise, parameters, **options)
 
@@ -157,7 +161,9 @@ class PaddingIsCutFromTheFront(ReferenceAdapter):
 class PaddingRowsAreFilled(ReferenceAdapter):
     """Zero rows get the mean output of their group."""
 
-    def moe(self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any) -> LayerResult:
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
         result = super().moe(inputs, parameters, **options)
         padding = (inputs == 0).all(axis=-1)[..., None]
         mean = 1 + result.output.mean(axis=1, keepdims=True)
@@ -179,7 +185,9 @@ class OnlyTheFirstChoiceRuns(ReferenceAdapter):
 class TransposesToFit(ReferenceAdapter):
     """Weights of the wrong shape are cut or transposed until they fit."""
 
-    def moe(self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any) -> LayerResult:
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
         try:
             return super().moe(inputs, parameters, **options)
         except ValueError:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import routing
-from openmoe_spec.records import Decision, ExpertsChoice
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.mutants.routing import TokenMajorQueue
 from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import routing
+from openmoe_spec.records import Decision, ExpertsChoice
 
 
 @mutant("ROUTE-21")

@@ -8,11 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
-from openmoe_reference import routing
-from openmoe_spec.records import Decision
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import routing
+from openmoe_spec.records import Decision
 
 
 class Variant(ReferenceAdapter):
@@ -171,10 +171,8 @@ class ApproximateTopK(Variant):
         found = super().decide(probabilities, **options)
         index = np.array(found.expert_index)
         k = index.shape[-1]
-        if probabilities.shape[-1] > k and k > 1:
-            index[:, 7::20, k - 1] = np.argsort(-probabilities, axis=-1, kind="stable")[
-                :, 7::20, k
-            ]
+        if probabilities.shape[-1] > k > 1:
+            index[:, 7::20, k - 1] = np.argsort(-probabilities, axis=-1, kind="stable")[:, 7::20, k]
         return replace(found, expert_index=index)
 
 
@@ -384,7 +382,9 @@ class AcceptsAnything(ReferenceAdapter):
 class DroppedChoicesCarryGradient(ReferenceAdapter):
     """Gradient flows through the gates of dropped choices."""
 
-    def route_gradients(self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any) -> Any:  # type: ignore[override]
+    def route_gradients(
+        self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any
+    ) -> Any:  # type: ignore[override]
         return super().route_gradients(inputs, kernel, cotangent, **o | {"capacity": 10**6})
 
 
@@ -392,5 +392,7 @@ class DroppedChoicesCarryGradient(ReferenceAdapter):
 class GatesAreConstant(ReferenceAdapter):
     """Gates carry no gradient at all."""
 
-    def route_gradients(self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any) -> Any:  # type: ignore[override]
+    def route_gradients(
+        self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any
+    ) -> Any:  # type: ignore[override]
         return super().route_gradients(inputs, kernel, np.zeros_like(cotangent), **o)
