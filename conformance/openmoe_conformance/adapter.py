@@ -51,6 +51,7 @@ _DERIVED = {
 FUNCTIONS: Mapping[str, Function] = {
     # configuration and groups: plain numbers
     "configuration": Function(("name",), (), {}),
+    "validate_configuration": Function(("fields",), (), {}),
     "num_expert_replicas": Function(
         ("device_count",), ("num_expert_partitions", "num_model_partitions"), {}
     ),
@@ -89,6 +90,12 @@ FUNCTIONS: Mapping[str, Function] = {
     # losses
     "balance_loss": Function(("probabilities", "expert_index"), (), {"padding_mask": None}),
     "router_z_loss": Function(("logits",), (), {"padding_mask": None}),
+    # the structure of a program: "route", "moe" or "moe_gradients"
+    "operations": Function(
+        ("program",),
+        ("groups", "tokens", "width", "hidden", "experts", "k", "capacity"),
+        {},
+    ),
 }
 """The whole protocol, by function name."""
 

@@ -1,4 +1,4 @@
-"""The upstream layout `t5x`: one index without hashes or clause ids, which are supplied here.
+"""The upstream layouts: no hashes or clause ids there, so those are supplied here.
 
 `upstream_cases` reads such a folder as it is; `import_set` writes it in the project's own layout.
 """
@@ -27,37 +27,56 @@ CHAPTER_OF_GROUP = {
 """Upstream groups that this version's chapters cover."""
 
 
-def upstream_cases(folder: Path, index: Mapping[str, Any]) -> list[VectorCase]:
-    """Return the cases of a `t5x` folder; groups of later chapters have no comparisons to run."""
-    cases = [_case(folder, row) for row in index["cases"]]
-    table = folder / "capacity_table.json"
-    if table.exists():
-        cases += _capacity_cases(table)
-    return cases
+def upstream_cases(folder: Path, index: Mapping[str, Any]) -> list[VectorCase] | None:
+    """Return the cases of an upstream folder, None when its index is of no such layout.
+
+    What belongs to chapters that this version lacks is listed, to be reported as SKIPPED.
+    """
+    if isinstance(index.get("cases"), list):
+        cases = [_case(folder, row) for row in index["cases"]]
+        table = folder / "capacity_table.json"
+        return cases + (list(_capacity_cases(table)) if table.exists() else [])
+    if "conventions" in index:
+        found = sorted(path.parent.name for path in folder.glob("*/cases.json"))
+        return [_later(folder, name, "the dialect of the PyTorch port") for name in found]
+    if isinstance(index.get("groups"), dict):
+        return [_later(folder, name, "the data chapters") for name in index["groups"]]
+    return None
+
+
+def _later(folder: Path, name: str, chapter: str) -> VectorCase:
+    reason = f"{chapter}: not in this version"
+    return VectorCase(folder.name, name, "", "", {}, {"all": ""}, (), None, skip=reason)
 
 
 def _case(folder: Path, row: Any) -> VectorCase:
     name = folder.name
     try:
         identifier, group, config = row["id"], row["group"], row["config"]
-        kind = "moe_layer" if group == "moe_layer_replicas" else group
+        exercises, error = row.get("exercises", ""), row.get("error")
         if group not in CHAPTER_OF_GROUP:
-            comparisons = {"later chapter": ""}
-        elif row.get("error"):
-            comparisons = {}
-        else:
-            comparisons = comparisons_of(kind, config, row.get("exercises", ""))
+            return _later(folder, identifier, f"{group} vectors")
+        if error:
+            reason = f"the original failed on it: {error}"
+            return VectorCase(
+                name, identifier, "", exercises, config, {"all": ""}, (), None, skip=reason
+            )
+        kind = "moe_layer" if group == "moe_layer_replicas" else group
+        path = folder / row["file"]
+        inside = path.resolve().parent == folder.resolve()
+        outside = f"{name}/index.json, case {identifier}: file leaves its folder"
         return VectorCase(
             name,
             identifier,
-            kind if group in CHAPTER_OF_GROUP else "",
-            row.get("exercises", ""),
+            kind,
+            exercises,
             config,
-            comparisons,
+            comparisons_of(kind, config, exercises),
             tuple(row["arrays"]),
-            folder / row["file"],
+            path,
+            faults=() if inside else (outside,),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         where = row.get("id", "?") if isinstance(row, dict) else "?"
         fault = (f"{name}/index.json, case {where}: lacks {error}",)
         return VectorCase(name, str(where), "", "", {}, {"index": ""}, (), None, None, fault)
@@ -160,7 +179,10 @@ def import_set(source: Path, target: Path) -> dict[str, int]:
         "layout": index.get("format"),
     }
     chapters: dict[str, list[VectorCase]] = {}
-    for case in upstream_cases(source, index):
+    cases = upstream_cases(source, index) if isinstance(index, dict) else None
+    if cases is None:
+        raise UsageError(f"{source}/index.json: is of no upstream layout that is documented")
+    for case in cases:
         if case.faults:
             raise UsageError(case.faults[0])
         if case.kind in ("group_sizes", "replicas"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from openmoe_conformance.outcome import (
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_reference import grouping, moe, routing
 from openmoe_spec.config import BASE
-from openmoe_spec.records import Decision
 
 GROUP_SIZE = 4096
 PASSES = (
@@ -39,6 +39,7 @@ PASSES = (
 )
 ITEMS = {"choices": "ROUTE-19", "queues": "ROUTE-09", "gates": "ROUTE-10", "outputs": "MOE-07"}
 """What each pass decides, and the clause."""
+_ANSWER = "answer"  # the call itself, before anything is compared
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass's name, groups done and groups in all."""
@@ -62,12 +63,12 @@ class _Pass:
     kept: list[ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
-    def settle(self, item: str, action: Callable[[Evidence], None]) -> None:
+    def settle(self, item: str, action: Callable[[], None]) -> None:
         """Run one comparison; the first thing that goes wrong decides the item."""
         if item in self.outcome:
             return
         try:
-            action(self.evidence[item])
+            action()
         except UnsupportedError as reason:
             self.outcome[item] = Outcome.SKIPPED, str(reason)
         except Disagreement as finding:
@@ -120,7 +121,9 @@ def run(
         started = time.perf_counter()
         groups = len(token_ids) // GROUP_SIZE
         for number, ids in enumerate(token_ids[: groups * GROUP_SIZE].reshape(groups, -1)):
-            _one_group(subject, state, hidden_states(ids, embedding)[None], weights, number)
+            inputs = hidden_states(ids, embedding)[None]
+            group = _Group(subject, inputs, weights, capacity, number * GROUP_SIZE)
+            _one_group(group, state)
             progress(state.name, number + 1, groups)
         state.seconds = time.perf_counter() - started
         passes.append((state, groups))
@@ -128,71 +131,88 @@ def run(
     return results, [_figures(state, groups) for state, groups in passes]
 
 
-def _one_group(
-    subject: Subject, state: _Pass, inputs: ndarray, weights: dict[str, ndarray], number: int
-) -> None:
-    sizes = {"k": BASE.num_selected_experts, "capacity": state.capacity}
-    answer: dict[str, Any] = {}
+@dataclass
+class _Group:
+    """One group of tokens, and what the implementation answered for it."""
 
-    def ask(_: Evidence) -> None:
-        if callable(getattr(subject.adapter, "moe", None)):
-            result = subject.moe(inputs, weights, **sizes)
-            answer["output"], answer["decision"] = result.output, result.decision
-        if answer.get("decision") is None:
-            answer["decision"] = subject.route(inputs, weights["router"], **sizes)
+    subject: Subject
+    inputs: ndarray
+    weights: dict[str, ndarray]
+    capacity: int
+    first_token: int
+    output: ndarray | None = None
+    decision: Any = None
 
-    state.settle("choices", ask)
-    decision = answer.get("decision")
-    logits, half = logit_band(inputs, weights["router"], subject.arithmetic)
-    wanted = routing.decide(routing.softmax(logits).astype(np.float32), **sizes)
-    everything_decided = [False]
+    def __post_init__(self) -> None:
+        self.sizes: dict[str, Any] = {"k": BASE.num_selected_experts, "capacity": self.capacity}
+        self.logits, self.half = logit_band(
+            self.inputs, self.weights["router"], self.subject.arithmetic
+        )
+        probabilities = routing.softmax(self.logits).astype(np.float32)
+        self.wanted = routing.decide(probabilities, **self.sizes)
 
-    def choices(evidence: Evidence) -> None:
-        decided = judge_choices(decision.expert_index, logits, half, wanted.expert_index)
+    def ask(self) -> None:
+        """Get output and decision; a layer that shows no decision may have a router beside it."""
+        if callable(getattr(self.subject.adapter, "moe", None)):
+            result = self.subject.moe(self.inputs, self.weights, **self.sizes)
+            self.output, self.decision = result.output, result.decision
+        if self.decision is None and self.subject.lacks(("route",)) is None:
+            self.decision = self.subject.route(self.inputs, self.weights["router"], **self.sizes)
+
+    @property
+    def shown(self) -> Any:
+        """Return the implementation's decision. Errors: UnsupportedError when it shows none."""
+        if self.decision is None:
+            raise UnsupportedError("shows no decision: neither route() nor in what moe() returns")
+        return self.decision
+
+    def _decided(self, expert_index: ndarray) -> ndarray:
+        return judge_choices(expert_index, self.logits, self.half, self.wanted.expert_index)
+
+    def choices(self, state: _Pass) -> None:
+        """Judge every token's choices by the near-tie rule; list the undecided."""
+        evidence = state.evidence["choices"]
+        decided = self._decided(self.shown.expert_index)
         evidence.examples += decided.size
         evidence.judged(decided.size, int((~decided).sum()))
-        first = number * GROUP_SIZE
-        state.undecided_tokens.extend(first + int(t) for t in np.flatnonzero(~decided[0]))
-        everything_decided[0] = bool(decided.all())
+        undecided = self.first_token + np.flatnonzero(~decided[0])
+        state.undecided_tokens.extend(undecided.tolist())
 
-    def queues(evidence: Evidence) -> None:
-        position = _queue(decision.expert_index)
-        compare_queue(decision, position, state.capacity)
+    def queues(self, state: _Pass) -> None:
+        """Recompute positions and drops from the implementation's own choices."""
+        compare_queue(self.shown, _queue(self.shown.expert_index), self.capacity)
+        state.evidence["queues"].examples += GROUP_SIZE
+        state.kept.append(self.shown.kept[0])
+
+    def gates(self, state: _Pass) -> None:
+        """Compare the gates of kept choices with the exact softmax."""
+        exact = routing.softmax(self.logits)
+        chosen = np.take_along_axis(exact, self.shown.expert_index, axis=-1)
+        rounding = float(2e-5 + 8 * (self.subject.arithmetic.probabilities + self.half.max()))
+        kept, evidence = self.shown.kept, state.evidence["gates"]
+        close("gate", self.shown.gate[kept], chosen[kept], evidence, relative=rounding)
         evidence.examples += GROUP_SIZE
-        state.kept.append(decision.kept[0])
 
-    def gates(evidence: Evidence) -> None:
-        exact = routing.softmax(logits)
-        chosen = np.take_along_axis(exact, decision.expert_index, axis=-1)
-        rounding = 2e-5 + 8 * (subject.arithmetic.probabilities + half.max())
-        kept = decision.kept
-        close("gate", decision.gate[kept], chosen[kept], evidence, relative=float(rounding))
-        evidence.examples += GROUP_SIZE
-
-    def outputs(evidence: Evidence) -> None:
-        if "output" not in answer:
+    def outputs(self, state: _Pass) -> None:
+        """Compare outputs with the reference run on the implementation's choices."""
+        if self.output is None:
             raise UnsupportedError("offers no moe()")
-        if isinstance(decision, Decision):
-            forced = moe.moe(inputs, weights, decision=decision, **sizes)
-        elif everything_decided[0]:
-            forced = moe.moe(inputs, weights, **sizes)  # a black box: whole decided groups only
-        else:
-            return
-        close("output", answer["output"], forced.output, evidence, **LAYER_BOUND)
+        if self.decision is None and not self._decided(self.wanted.expert_index).all():
+            return  # a black box is compared on wholly decided groups
+        wanted = moe.moe(self.inputs, self.weights, decision=self.decision, **self.sizes)
+        evidence = state.evidence["outputs"]
+        close("output", self.output, wanted.output, evidence, **LAYER_BOUND)
         evidence.examples += GROUP_SIZE
 
-    if decision is None:
-        for item in ("queues", "gates"):
-            state.outcome.setdefault(item, state.outcome["choices"])
-        state.settle("outputs", outputs)
+
+def _one_group(group: _Group, state: _Pass) -> None:
+    state.settle(_ANSWER, group.ask)
+    if _ANSWER in state.outcome:
+        for item in ITEMS:
+            state.outcome.setdefault(item, state.outcome[_ANSWER])
         return
-    for item, action in (
-        ("choices", choices),
-        ("queues", queues),
-        ("gates", gates),
-        ("outputs", outputs),
-    ):
-        state.settle(item, action)
+    for item in ITEMS:
+        state.settle(item, partial(getattr(group, item), state))
 
 
 def _queue(expert_index: ndarray) -> ndarray:

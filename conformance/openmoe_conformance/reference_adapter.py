@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from openmoe_conformance import reference_gradients
-from openmoe_reference import grouping, layers, losses, moe, routing
+from openmoe_reference import gradients, grouping, layers, losses, moe, routing
 from openmoe_spec import SPEC_VERSION, config
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
@@ -30,6 +29,9 @@ class ReferenceAdapter:
 
     def configuration(self, name: str) -> dict[str, Any]:
         return asdict(config.PUBLISHED[name])
+
+    def validate_configuration(self, fields: Mapping[str, Any]) -> None:
+        config.Configuration(**fields)
 
     def num_expert_replicas(self, device_count: int, **options: int) -> int:
         return grouping.num_expert_replicas(device_count, **options)
@@ -74,8 +76,22 @@ class ReferenceAdapter:
     def padding_mask(self, inputs: ndarray) -> ndarray:
         return routing.padding_mask(inputs)
 
-    def decide(self, probabilities: ndarray, **options: Any) -> Decision:
-        return routing.decide(probabilities, **options)
+    def decide(
+        self,
+        probabilities: ndarray,
+        *,
+        k: int,
+        capacity: int,
+        padding_mask: ndarray | None = None,
+        batch_prioritized: bool = False,
+    ) -> Decision:
+        return routing.decide(
+            probabilities,
+            k=k,
+            capacity=capacity,
+            padding_mask=padding_mask,
+            batch_prioritized=batch_prioritized,
+        )
 
     def decide_scatter(self, probabilities: ndarray, **options: Any) -> Decision:
         return routing.decide_scatter(probabilities, **options)
@@ -216,7 +232,7 @@ class ReferenceAdapter:
     ) -> dict[str, ndarray]:
         decision = self.moe(inputs, parameters, ignore_padding=ignore_padding, **options).decision
         assert decision is not None
-        return reference_gradients.layer_gradients(
+        return gradients.layer_gradients(
             inputs,
             parameters,
             cotangent,
@@ -242,7 +258,7 @@ class ReferenceAdapter:
         for g, t, j in np.argwhere(decision.kept):
             e = decision.expert_index[g, t, j]
             of_gates[g, t, e] = gate_cotangent[g, t, e]
-        of_balance, d_logits = reference_gradients.loss_cotangents(
+        of_balance, d_logits = gradients.loss_cotangents(
             inputs,
             kernel,
             decision.expert_index,
@@ -250,7 +266,7 @@ class ReferenceAdapter:
             z=router_z_loss_factor,
             padding_mask=self.padding_mask(inputs) if ignore_padding else None,
         )
-        d_inputs, d_kernel = reference_gradients.router_gradients(
+        d_inputs, d_kernel = gradients.router_gradients(
             inputs, kernel, of_gates + of_balance, d_logits
         )
         return {"inputs": d_inputs, "router": d_kernel}

@@ -34,74 +34,77 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     ledger = report["ledger"]
     parts = [f"{ledger[name]} {name}" for name in _STYLE if ledger.get(name)]
     state = "balanced" if ledger["balanced"] else "NOT BALANCED"
-    console.print(f"\nLedger: {' + '.join(parts)} = {ledger['planned']} planned, {state}")
+    _line(console, f"\nLedger: {' + '.join(parts)} = {ledger['planned']} planned, {state}")
     code = report["verdict"]["exit_code"]
     style = {0: "bold green", 1: "bold red"}.get(code, "bold yellow")
-    console.print(
-        Text(f"{report['verdict']['line']} ({report['seconds']:.0f} s)", style), soft_wrap=True
-    )
+    _line(console, f"{report['verdict']['line']} ({report['seconds']:.0f} s)", style)
 
 
 def _clauses(report: Mapping[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("clause", "left"),
-        ("class", "left"),
-        ("outcome", "left"),
-        ("items", "right"),
-        ("examples", "right"),
-        ("worst error / limit", "right"),
-        ("what it says", "left"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    for name in ("clause", "class", "outcome", "items", "examples", "error/limit"):
+        right = name in ("items", "examples", "error/limit")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    room = max(console.width - _BEFORE_TEXT, 16)
+    table.add_column("what it says", no_wrap=True)
     for row in report["clauses"]:
         if row["outcome"] in ("informative", "not run"):
             continue
-        error = "" if row["error"] is None else f"{row['error']:.2g}"
+        text = row["text"]
         table.add_row(
             row["id"],
             row["class"],
             Text(row["outcome"], _STYLE[row["outcome"]]),
             f"{row['executed']}/{row['items']}",
             str(row["examples"]),
-            error,
-            row["text"],
+            "exact" if row["error"] is None else f"{row['error']:.2g}",
+            text if len(text) <= room else text[: room - 3] + "...",
         )
     if table.row_count:
         console.print(table)
     not_run = [row["id"] for row in report["clauses"] if row["outcome"] == "not run"]
     if not_run:
-        console.print(f"Not decided by this run: {', '.join(not_run)}", style="dim")
+        _line(console, f"Not decided by this run: {', '.join(not_run)}", "dim")
+
+
+_BEFORE_TEXT = 66
+"""Columns that the table needs left of the clause's text."""
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """Print one line of text as it is, unwrapped."""
+    console.print(Text(text, style), soft_wrap=True)
 
 
 def _skips(report: Mapping[str, Any], console: Console) -> None:
     reasons = Counter(r["message"] for r in report["results"] if r["outcome"] == "skipped")
     for reason, count in reasons.most_common():
-        console.print(f"skipped {count}: {reason}", style="dim", markup=False, highlight=False)
+        _line(console, f"skipped {count}: {reason}", "dim")
 
 
 def _ladder(report: Mapping[str, Any], console: Console) -> None:
     resolution = report["resolution"]
     if resolution is None:
         return
-    console.print(f"\nRouting resolution: {resolution['line']}", style="bold")
+    _line(console, f"\nRouting resolution: {resolution['line']}", "bold")
     table = Table(box=None, pad_edge=False)
     for rung in resolution["rungs"]:
         table.add_column(rung, justify="right", no_wrap=True)
     table.add_row(*(f"{share:.0%}" for share in resolution["rungs"].values()))
     console.print(table)
-    console.print("share of choices right by margin; certified down to 2^-20", style="dim")
+    _line(console, "share of choices right by margin; certified down to 2^-20", "dim")
 
 
 def _real_input(report: Mapping[str, Any], console: Console) -> None:
     real = report["real_input"]
     if real is None:
         return
-    console.print(
+    _line(
+        console,
         f"\nReal input: {real['tokens']} tokens of {real['documents']} files of the Python "
         f"standard library, {real['vocabulary_size']} pieces, text sha256 "
         f"{real['text_sha256'][:12]}",
-        style="bold",
+        "bold",
     )
     for figures in real["passes"]:
         line = (
@@ -111,16 +114,17 @@ def _real_input(report: Mapping[str, Any], console: Console) -> None:
         if figures["undecided_tokens"]:
             shown = ", ".join(map(str, figures["undecided_tokens"][:10]))
             line += f" (numbers {shown}{', ...' if figures['undecided'] > 10 else ''})"
-        console.print(line)
+        _line(console, line)
         if "kept_first" not in figures:
             continue
-        console.print(
+        _line(
+            console,
             f"  kept: first choices {figures['kept_first']:.1%}, second choices "
-            f"{figures['kept_second']:.1%}; tokens with nothing kept {figures['dropped_all']:.1%}"
+            f"{figures['kept_second']:.1%}; tokens with nothing kept {figures['dropped_all']:.1%}",
         )
         for which in ("first", "second"):
             shares = " ".join(f"{share:4.0%}" for share in figures[f"drop_share_{which}"])
-            console.print(f"  {which:6} choices dropped, by tenth of the group: {shares}")
+            _line(console, f"  {which:6} choices dropped, by tenth of the group: {shares}")
 
 
 def _findings(report: Mapping[str, Any], console: Console) -> None:
@@ -131,11 +135,11 @@ def _findings(report: Mapping[str, Any], console: Console) -> None:
         head = Text(f"{result['outcome'].upper()} ", _STYLE[result["outcome"]])
         console.print(head + Text(f"{result['clause']} {result['item']}", "bold"), soft_wrap=True)
         if result["clause"] in texts:
-            console.print(Text(f"  {texts[result['clause']]}", "italic"))
-        console.print(Text(f"  {result['message']}"), soft_wrap=True)
+            _line(console, f"  {texts[result['clause']]}", "italic")
+        _line(console, f"  {result['message']}")
         if result["url"]:
-            console.print(Text(f"  {result['url']}"), soft_wrap=True)
+            _line(console, f"  {result['url']}")
         if result["replay"]:
-            console.print(Text(f"  openmoe replay {result['replay']}"), soft_wrap=True)
+            _line(console, f"  openmoe replay {result['replay']}")
     if len(found) > _MOST_FINDINGS:
         console.print(f"\n... and {len(found) - _MOST_FINDINGS} more; --json FILE holds all")

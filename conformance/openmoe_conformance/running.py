@@ -50,7 +50,9 @@ def run_check(check: Check, subject: Subject, settings_: Settings) -> Result:
         drive = _draw(check, check.cases, subject, settings_)
     else:
         drive = _enumerate(check, check.cases, subject, settings_)
-    return judge(item, check.clause, Source.CHECK, drive, settings_, check.name)
+    return judge(
+        item, check.clause, Source.CHECK, drive, settings_=settings_, check_name=check.name
+    )
 
 
 Drive = Callable[[Evidence, dict[str, Any]], None]
@@ -61,6 +63,7 @@ def judge(
     clause: str,
     source: Source,
     drive: Drive,
+    *,
     settings_: Settings | None = None,
     check_name: str = "",
 ) -> Result:
@@ -84,9 +87,9 @@ def judge(
             outcome = Outcome.INCONCLUSIVE
             message = f"{share:.2%} of {evidence.tokens} tokens undecided, budget 1 %"
     replay = ""
-    if outcome in (Outcome.FAIL, Outcome.ERROR) and "case" in last and settings_ is not None:
-        if settings_.failures is not None:
-            replay = str(save_case(settings_.failures, check_name, clause, last["case"]))
+    folder = settings_.failures if settings_ is not None else None
+    if outcome in (Outcome.FAIL, Outcome.ERROR) and "case" in last and folder is not None:
+        replay = str(save_case(folder, check_name, clause, last["case"]))
     return Result(
         item,
         clause,

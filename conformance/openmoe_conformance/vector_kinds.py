@@ -16,6 +16,7 @@ from numpy import ndarray
 from openmoe_conformance.compare import close, judge_choices, logit_band, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
+from openmoe_conformance.vector_calls import compare_call
 from openmoe_conformance.vector_sets import VectorCase
 from openmoe_reference import grouping, routing
 from openmoe_spec.records import METRICS, Decision, LayerResult
@@ -134,11 +135,12 @@ def _experts_choose(s: Subject, case: VectorCase, arrays: Arrays) -> tuple[ndarr
     )
     mask = np.zeros(arrays["dispatch_mask"].shape, bool)
     combined = np.zeros(mask.shape)
-    for g, e, c in np.ndindex(*got.token_index.shape):
-        token = got.token_index[g, e, c]
-        if not 0 <= token < mask.shape[1]:
-            raise Disagreement(f"token_index at {[g, e, c]}: {token} is no token")
-        mask[g, token, e, c], combined[g, token, e, c] = True, got.gate[g, e, c]
+    tokens = arrays["probs"].shape[1]
+    if ((got.token_index < 0) | (got.token_index >= tokens)).any():
+        raise Disagreement(f"token_index: must be in 0..{tokens - 1}")
+    group, expert, slot = np.indices(got.token_index.shape)
+    mask[group, got.token_index, expert, slot] = True
+    combined[group, got.token_index, expert, slot] = got.gate
     return mask, combined
 
 
@@ -387,6 +389,7 @@ KINDS: Mapping[str, Mapping[str, Comparison]] = {
     },
     "group_sizes": _SHAPES,
     "replicas": {"num_expert_replicas": _replicas},
+    "call": {"answer": compare_call},
 }
 """Comparisons by kind of case and name."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openmoe_production import grouping, layers, losses, moe, routing
+from openmoe_production import grouping, layers, losses, moe, programs, routing
 from openmoe_production.arguments import require_floats
 from openmoe_spec import __version__, config
 from openmoe_spec.errors import RejectedError
@@ -36,6 +36,43 @@ class Adapter:
     def configuration(self, name: str) -> Mapping[str, Any]:
         """Return the fields of a published configuration. Spec: CFG-01."""
         return vars(config.PUBLISHED[name])
+
+    def validate_configuration(self, fields: Mapping[str, Any]) -> None:
+        """Refuse an illegal configuration. Spec: CFG-02."""
+        config.Configuration(**fields)
+
+    def operations(
+        self,
+        program: str,
+        *,
+        groups: int,
+        tokens: int,
+        width: int,
+        hidden: int,
+        experts: int,
+        k: int,
+        capacity: int,
+    ) -> list[dict[str, Any]]:
+        """Return the operations of one of this port's programs. Spec: ROUTE-27, MOE-12, MOE-13."""
+
+        def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, jnp.float32)  # type: ignore[no-untyped-call]
+
+        inputs, kernel = shape(groups, tokens, width), shape(width, experts)
+        parameters = {
+            "router": kernel,
+            "wi_0": shape(experts, width, 2 * hidden),
+            "wi_1": shape(experts, width, hidden),
+            "wo": shape(experts, hidden, width),
+        }
+        options: dict[str, Any] = {"k": k, "capacity": capacity}
+        traced: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+            "route": (partial(_route, ignore_padding=False), (inputs, kernel)),
+            "moe": (moe.moe, (inputs, parameters)),
+            "moe_gradients": (_moe_gradients, (inputs, parameters, inputs, (0.5, 0.25))),
+        }
+        function, arguments = traced[program]
+        return programs.operations(partial(function, **options), *arguments)
 
     def group_tokens(self, inputs: np.ndarray, *, group_size: int, multiple: int = 1) -> np.ndarray:
         """Return [B, L, D] padded to a multiple and cut into groups. Spec: GROUP-03, GROUP-05."""

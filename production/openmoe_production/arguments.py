@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,7 +27,9 @@ def require_factor(name: str, value: Any, clause: str) -> None:
         raise RejectedError(name, clause, f"must be a finite number above 0, got {value!r}")
 
 
-def require_shape(name: str, array: jax.Array, wanted: dict[str, int | None], clause: str) -> None:
+def require_shape(
+    name: str, array: jax.Array, wanted: Mapping[str, int | None], clause: str
+) -> None:
     """Refuse an array whose axes are not those of `wanted` (None: any size of at least 1)."""
     shape = "[" + ", ".join(wanted) + "]"
     sizes = {letter: size for letter, size in wanted.items() if size is not None}

@@ -72,7 +72,7 @@ def expert_capacity(
     require_count("num_experts", num_experts, "GROUP-09")
     require_factor("capacity_factor", capacity_factor, "GROUP-09")
     require_count("min_expert_capacity", min_expert_capacity, "GROUP-09")
-    return max(int(round(capacity_factor * tokens_per_group / num_experts)), min_expert_capacity)
+    return max(round(capacity_factor * tokens_per_group / num_experts), min_expert_capacity)
 
 
 def to_groups(inputs: jax.Array, *, padded: tuple[int, int], group_size: int) -> jax.Array:

@@ -212,6 +212,7 @@ def combine(
 ) -> jax.Array:
     """Return [G, T, D]: each token's slots times float32 weight [G, T, J], summed in way order.
 
+    Only the backward pass looks at `inverse`.
     Spec: MOE-04, MOE-05, MOE-06, MOE-13.
     """
     ways = (

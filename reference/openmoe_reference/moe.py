@@ -36,7 +36,7 @@ def moe(
     A given `decision` is used instead of this router's own: its indices are forced, its gates
     are recomputed, so that two implementations can be compared past a near-tie (JUDGE-04).
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
-    Spec: MOE-01..MOE-08, MOE-14. Source: moe_layers.py::MoeLayer.
+    Spec: MOE-01..MOE-08, MOE-10, MOE-14. Source: moe_layers.py::MoeLayer.
     """
     sizes = check_layer(inputs, parameters, router, expert_dtype)
     mask = routing.padding_mask(inputs) if ignore_padding else None
@@ -87,7 +87,7 @@ def slots(
     """
     if isinstance(decision, ExpertsChoice):
         return decision.token_index, decision.gate
-    groups, tokens, k = decision.expert_index.shape
+    groups = len(decision.expert_index)
     token = np.full((groups, num_experts, decision.capacity), -1, np.int32)
     weight = np.zeros((groups, num_experts, decision.capacity), decision.gate.dtype)
     for g, t, j in np.argwhere(decision.kept):

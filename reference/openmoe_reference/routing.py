@@ -60,7 +60,8 @@ def probabilities(
     """Return the float32 router probabilities of every token.
 
     Errors: RejectedError ROUTE-20 on non-finite values or shapes that do not match.
-    Spec: ROUTE-02, ROUTE-03, ROUTE-16. Source: routing.py::Router._compute_router_probabilities.
+    Spec: ROUTE-02, ROUTE-03, ROUTE-16, ROUTE-18, ROUTE-19.
+    Source: routing.py::Router._compute_router_probabilities.
     """
     return softmax(router_logits(inputs, kernel, noise=noise))
 
@@ -87,7 +88,7 @@ def decide(
     `padding_mask` (True = real) makes the router ignore padding; OpenMoE passes none, so its
     padding is routed like any token.
     Errors: RejectedError ROUTE-20: not float32, non-finite, negative, K > E, capacity < 1, shapes.
-    Spec: ROUTE-04..ROUTE-10, ROUTE-12, ROUTE-14, ROUTE-15.
+    Spec: ROUTE-04..ROUTE-12, ROUTE-14, ROUTE-15.
     Source: routing.py::TokensChooseMaskedRouter._compute_routing_instructions.
     """
     mask = _check_decidable(probabilities, k, capacity, padding_mask)

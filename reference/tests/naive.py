@@ -77,6 +77,34 @@ def expert_capacity(
     return max(rounded, min_expert_capacity)
 
 
+def to_groups(inputs: np.ndarray, *, padded: tuple[int, int], num_groups: int) -> np.ndarray:
+    """Return the groups [G, T, D] of inputs [B, L, D] padded with zeros to [B', L', D]."""
+    batch, length, width = inputs.shape
+    tokens = padded[0] * padded[1] // num_groups
+    grouped = np.zeros((num_groups, tokens, width), inputs.dtype)
+    for b in range(batch):
+        for i in range(length):
+            # The padded columns of earlier rows stand before this token.
+            place = b * padded[1] + i
+            for d in range(width):
+                grouped[place // tokens, place % tokens, d] = inputs[b, i, d]
+    return grouped
+
+
+def from_groups(
+    outputs: np.ndarray, *, padded: tuple[int, int], shape: tuple[int, int]
+) -> np.ndarray:
+    """Return [B, L, D] of outputs [G, T, D]: each token from the place `to_groups` put it at."""
+    _, tokens, width = outputs.shape
+    batch = np.zeros((*shape, width), outputs.dtype)
+    for b in range(shape[0]):
+        for i in range(shape[1]):
+            place = b * padded[1] + i
+            for d in range(width):
+                batch[b, i, d] = outputs[place // tokens, place % tokens, d]
+    return batch
+
+
 # ---------------------------------------------------------------------------- probabilities
 
 
@@ -156,7 +184,7 @@ def decide(
                 experts = _largest(p[g][t], k)
                 chosen[g].append(experts)
                 gates[g].append([p[g][t][e] for e in experts])
-    return _queue(chosen, gates, probabilities.shape, k, capacity, batch_prioritized)
+    return _queue(chosen, gates, probabilities.shape[2], capacity, batch_prioritized)
 
 
 def decide_scatter(
@@ -185,7 +213,7 @@ def decide_scatter(
             experts = _largest(row, k)
             chosen[g].append(experts)
             gates[g].append([row[e] for e in experts])
-    return _queue(chosen, gates, probabilities.shape, k, capacity, batch_prioritized)
+    return _queue(chosen, gates, probabilities.shape[2], capacity, batch_prioritized)
 
 
 def experts_choose(
@@ -229,13 +257,12 @@ def _largest(values: Sequence[float], count: int) -> list[int]:
 def _queue(
     chosen: list[list[list[int]]],
     gates: list[list[list[float]]],
-    shape: tuple[int, ...],
-    k: int,
+    num_experts: int,
     capacity: int,
     batch_prioritized: bool,
 ) -> Decision:
-    """Return the Decision [G, T, K] of chosen experts and gates [G][T][K]; shape is (G, T, E)."""
-    groups, tokens, num_experts = shape
+    """Return the Decision [G, T, K] of chosen experts and gates [G][T][K]."""
+    groups, tokens, k = len(chosen), len(chosen[0]), len(chosen[0][0])
     expert_index = np.full((groups, tokens, k), -1, np.int32)
     gate = np.zeros((groups, tokens, k), np.float32)
     position = np.full((groups, tokens, k), -1, np.int32)
@@ -333,20 +360,23 @@ def combine(
 
 def _slots_of(decision: Decision | ExpertsChoice, g: int, t: int) -> list[tuple[int, int, float]]:
     """Return (expert, slot, gate) of every slot that token t of group g holds."""
-    held = []
     if isinstance(decision, ExpertsChoice):
         _, num_experts, capacity = decision.token_index.shape
-        for e in range(num_experts):
-            for c in range(capacity):
-                if decision.token_index[g, e, c] == t:
-                    held.append((e, c, float(decision.gate[g, e, c])))
-    else:
-        for choice in range(decision.kept.shape[2]):
-            if decision.kept[g, t, choice]:
-                e = int(decision.expert_index[g, t, choice])
-                c = int(decision.position[g, t, choice])
-                held.append((e, c, float(decision.gate[g, t, choice])))
-    return held
+        return [
+            (e, c, float(decision.gate[g, e, c]))
+            for e in range(num_experts)
+            for c in range(capacity)
+            if decision.token_index[g, e, c] == t
+        ]
+    return [
+        (
+            int(decision.expert_index[g, t, choice]),
+            int(decision.position[g, t, choice]),
+            float(decision.gate[g, t, choice]),
+        )
+        for choice in range(decision.kept.shape[2])
+        if decision.kept[g, t, choice]
+    ]
 
 
 def _tokens(decision: Decision | ExpertsChoice, tokens_per_group: int | None) -> int:
@@ -444,7 +474,6 @@ def metrics(
     dispatched_tokens = 0
     dispatched_choices = 0
     gate_sum = Fraction(0)
-    counted_tokens = 0
     for g in range(groups):
         for t in range(tokens):
             held = _slots_of(decision, g, t)
@@ -453,18 +482,13 @@ def metrics(
             for _, _, gate in held:
                 dispatched_choices += 1
                 gate_sum += Fraction(gate)
-            if padding_mask is None or padding_mask[g][t]:
-                counted_tokens += 1
-    if scatter and padding_mask is not None:
-        # A defect of the original: it counts after the inputs were repeated once per choice.
-        counted_tokens *= decision.gate.shape[2]
+    counted_tokens = groups * tokens
+    if padding_mask is not None:
+        # A defect of the original: its scatter router counts inputs repeated once per choice.
+        counted_tokens = _count(padding_mask) * (decision.gate.shape[2] if scatter else 1)
 
-    left_behind = math.nan
-    if counted_tokens > 0:
-        left_behind = float(1 - Fraction(dispatched_tokens, counted_tokens))
-    confidence = math.nan
-    if dispatched_choices > 0:
-        confidence = float(gate_sum / dispatched_choices)
+    left_behind = 1 - _quotient(dispatched_tokens, counted_tokens)
+    confidence = _quotient(gate_sum, dispatched_choices)
     usage = 1.0  # experts that choose tokens fill every slot
     if not isinstance(decision, ExpertsChoice):
         usage = float(Fraction(dispatched_choices, num_experts * decision.capacity * groups))
@@ -473,3 +497,20 @@ def metrics(
         "router_confidence": confidence,
         "expert_usage": usage,
     }
+
+
+def _quotient(above: Fraction | int, below: int) -> float:
+    """Return above / below as floating-point arithmetic does when `below` is 0."""
+    if below == 0:
+        return math.nan if above == 0 else math.inf
+    return float(Fraction(above) / below)
+
+
+def _count(mask: np.ndarray) -> int:
+    """Return how many entries of a mask [G, T] are true."""
+    true = 0
+    for row in mask.tolist():
+        for entry in row:
+            if entry:
+                true += 1
+    return true

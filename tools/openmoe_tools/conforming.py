@@ -76,11 +76,13 @@ def conform(request: Request) -> int:
             raise UsageError(f"{file}: its folder does not exist")
     name = ALIASES.get(request.implementation, request.implementation)
     subject = Subject(_load(request.implementation, name))
-    console = Console(soft_wrap=False)
+    console = _console()
     console.print(
         f"openmoe conform: {subject.name} {subject.version}, profile {profile.name}, "
         f"seed {request.seed}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     options = runner.Options(
         implementation=name,
@@ -123,7 +125,7 @@ def conform(request: Request) -> int:
 def mutants(request: Request) -> int:
     """Run every mutant, print the kill matrix; 1 when one survives. Errors: UsageError."""
     profile = _profile(request.profile)
-    console = Console(soft_wrap=False)
+    console = _console()
     with _progress(console, "mutants") as step:
         rows = kill_matrix.run(
             profile,
@@ -147,12 +149,18 @@ def replay(file: Path, implementation: str, json: Path | None) -> int:
         subject, [result], 1, profile="replay", seed=0, seconds=result.seconds, real_input=None
     )
     _, case = running.load_case(file)
-    console = Console(soft_wrap=False)
+    console = _console()
     for key, value in case.items():
         console.print(f"{key} = {value}", highlight=False, markup=False)
     report_terminal.render(made, console)
     _write(json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
     return exit_code([result], 1)
+
+
+def _console() -> Console:
+    """Return the terminal, or a wide page where the output is a file or a pipe."""
+    found = Console()
+    return found if found.is_terminal else Console(width=140)
 
 
 def _profile(name: str) -> Profile:
@@ -176,8 +184,8 @@ def _load(given: str, name: str) -> Any:
             "or name another implementation"
         )
     # A stranger's adapter may lie in the folder the command is run from.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     return adapter.load(name)
 
 

@@ -41,7 +41,7 @@ class Check:
     sentence: str
 
 
-CHAPTERS = ("config", "grouping", "routing", "resolution", "moe", "losses", "gradients")
+CHAPTERS = ("config", "grouping", "routing", "resolution", "moe", "losses", "gradients", "programs")
 """Modules of checks, in the order of SPEC.md."""
 
 _REGISTRY: dict[str, Check] = {}

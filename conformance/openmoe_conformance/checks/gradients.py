@@ -8,6 +8,7 @@ errs by about 1e-9, far below the bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -74,7 +75,7 @@ def layer_loss(
     k: int,
     capacity: int,
     decision: Decision | ExpertsChoice,
-    **options: object,
+    **options: Any,
 ) -> float:
     """Return sum(output x cotangent) + a x balance loss + z x router z-loss in float64."""
     weights = {name: value for name, value in at.items() if name != "inputs"}
@@ -85,7 +86,7 @@ def layer_loss(
         capacity=capacity,
         expert_dtype="float64",
         decision=decision,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     assert result.metrics is not None
     return float(
@@ -96,7 +97,7 @@ def layer_loss(
 
 
 def _compare_layer_gradients(
-    subject: Subject, case: Case, evidence: Evidence, **options: object
+    subject: Subject, case: Case, evidence: Evidence, **options: Any
 ) -> None:
     weights = strategies.parameters(case)
     sizes = {"k": case["k"], "capacity": case["capacity"]}
@@ -110,7 +111,7 @@ def _compare_layer_gradients(
         **sizes,
         **options,
     )
-    decision = moe.moe(case["inputs"], weights, **sizes, **options).decision  # type: ignore[arg-type]
+    decision = moe.moe(case["inputs"], weights, **sizes, **options).decision
     assert decision is not None
 
     def loss(at: dict[str, ndarray]) -> float:
@@ -202,7 +203,10 @@ def _compare_router_gradients(
             + z * losses.router_z_loss(logits)
         )
 
-    at = {"inputs": np.float64(case["inputs"]), "router": np.float64(case["kernel"])}
+    at = {
+        "inputs": case["inputs"].astype(np.float64),
+        "router": case["kernel"].astype(np.float64),
+    }
     _compare_directions(gradients, loss, at, case, evidence)
 
 

@@ -15,6 +15,7 @@ from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
 from openmoe_reference import grouping, moe
+from openmoe_spec.records import Decision
 
 _SIZES = st.integers(1, 70)
 
@@ -255,13 +256,13 @@ def _compare_layer(subject: Subject, case: Case, evidence: Evidence) -> None:
     weights = strategies.parameters(case)
     options = {"k": case["k"], "training": case["training"]}
     wanted = moe.moe_layer(case["inputs"], weights, **options)
-    assert wanted.decision is not None
-    groups, tokens, _ = wanted.decision.expert_index.shape  # type: ignore[union-attr]
+    assert isinstance(wanted.decision, Decision)
+    groups, tokens, _ = wanted.decision.expert_index.shape
     got = subject.moe_layer(
         case["inputs"],
         weights,
         groups=(groups, tokens),
-        capacity=wanted.decision.capacity,  # type: ignore[union-attr]
+        capacity=wanted.decision.capacity,
         **options,
     )
     # Zero rows show the drops even where no record is offered.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -21,7 +22,7 @@ BOUND = {"relative": 5e-6, "of_largest": 1e-6}
 
 def _expert_index(case: Case) -> ndarray:
     options = {"k": case["k"], "capacity": 1, "padding_mask": case.get("padding_mask")}
-    return np.asarray(routing.decide(case["probabilities"], **options).expert_index)  # type: ignore[arg-type]
+    return np.asarray(routing.decide(case["probabilities"], **options).expert_index)
 
 
 def _compare_balance(subject: Subject, case: Case, evidence: Evidence) -> None:
@@ -122,14 +123,14 @@ def padding_counts_in_the_z_loss(subject: Subject, case: Case, evidence: Evidenc
 
 
 def _compare_metric(
-    subject: Subject, case: Case, evidence: Evidence, name: str, **options: object
+    subject: Subject, case: Case, evidence: Evidence, name: str, **options: Any
 ) -> None:
     weights = strategies.parameters(case)
     sizes = {"k": case["k"], "capacity": case["capacity"]}
     got = subject.moe(case["inputs"], weights, **sizes, **options)
     if got.metrics is None or name not in got.metrics:
         raise UnsupportedError(f"moe() shows no metric {name}")
-    wanted = moe.moe(case["inputs"], weights, **sizes, **options)  # type: ignore[arg-type]
+    wanted = moe.moe(case["inputs"], weights, **sizes, **options)
     assert wanted.metrics is not None
     close(name, got.metrics[name], wanted.metrics[name], evidence, **BOUND, absolute=1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -51,7 +52,7 @@ def experts_multiply_three_projections(subject: Subject, case: Case, evidence: E
     """H = a silu(b) (x @ wi_1), then h @ wo."""
     inputs = _expert_inputs(case)
     weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
-    wide = [np.float64(w) for w in weights]
+    wide = [weight.astype(np.float64) for weight in weights]
     wanted = layers.gated_mlp(inputs.astype(np.float64), *wide, dtype="float64")
     got = subject.array("expert", inputs.shape, inputs, *weights)
     close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
@@ -121,12 +122,12 @@ def compare_layer(
     evidence: Evidence,
     *,
     bound: dict[str, float] | None = None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Compare a result on whole groups, decisions exactly and the output with them forced."""
     weights = strategies.parameters(case)
     sizes = {"k": case["k"], "capacity": case["capacity"]}
-    wanted = moe.moe(case["inputs"], weights, **sizes, **options)  # type: ignore[arg-type]
+    wanted = moe.moe(case["inputs"], weights, **sizes, **options)
     compare_decisions(got.decision, wanted.decision)
     close("output", got.output, wanted.output, evidence, **(bound or LAYER_BOUND))
 
@@ -145,7 +146,7 @@ def compare_decisions(
         same("token_index", got.token_index, wanted.token_index)
 
 
-def _layer(subject: Subject, case: Case, **options: object) -> LayerResult:
+def _layer(subject: Subject, case: Case, **options: Any) -> LayerResult:
     return subject.moe(
         case["inputs"],
         strategies.parameters(case),
@@ -164,7 +165,7 @@ def the_layer_is_the_composition(subject: Subject, case: Case, evidence: Evidenc
 @check("MOE-07", "moe(noise)", cases=strategies.layers())
 def jitter_is_not_dispatched(subject: Subject, case: Case, evidence: Evidence) -> None:
     """Noise moves the routing; experts still receive the inputs as they are."""
-    noise = np.resize(np.float32([1.25, 0.75, 1.0, 0.5, 1.5]), case["inputs"].shape)
+    noise = np.resize(np.array([1.25, 0.75, 1.0, 0.5, 1.5], np.float32), case["inputs"].shape)
     compare_layer(_layer(subject, case, noise=noise), case, evidence, noise=noise)
 
 
@@ -275,7 +276,7 @@ def the_layer_can_prioritise(subject: Subject, case: Case, evidence: Evidence) -
 # ---- the layer on a batch ----------------------------------------------------------------------
 
 
-def _derived(case: Case) -> dict[str, object]:
+def _derived(case: Case) -> dict[str, Any]:
     names = (
         "k",
         "training",
@@ -288,7 +289,7 @@ def _derived(case: Case) -> dict[str, object]:
 
 def _compare_batch(subject: Subject, case: Case, evidence: Evidence) -> None:
     weights, options = strategies.parameters(case), _derived(case)
-    wanted = moe.moe_layer(case["inputs"], weights, **options)  # type: ignore[arg-type]
+    wanted = moe.moe_layer(case["inputs"], weights, **options)
     decision = wanted.decision
     assert isinstance(decision, Decision)
     got = subject.moe_layer(
@@ -296,7 +297,7 @@ def _compare_batch(subject: Subject, case: Case, evidence: Evidence) -> None:
         weights,
         groups=decision.expert_index.shape[:2],
         capacity=decision.capacity,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     if isinstance(got.decision, Decision):
         compare_queue(got.decision, queue(got.decision.expert_index), decision.capacity)
@@ -328,13 +329,17 @@ def the_layers_own_padding_takes_slots(subject: Subject, case: Case, evidence: E
     _compare_batch(subject, {name: case[name] for name in names}, evidence)
 
 
-def _illegal_layers(_: Profile) -> Iterator[Case]:
-    good: Case = {
+def _legal_layer() -> Case:
+    return {
         "inputs": np.ones((1, 4, strategies.WIDTH), np.float32),
         "kernel": np.ones((strategies.WIDTH, 2), np.float32),
         "k": 1,
         "capacity": 2,
     } | strategies.expert_weights(0, 2)
+
+
+def _illegal_layers(_: Profile) -> Iterator[Case]:
+    good = _legal_layer()
     yield good | {"wi_0": good["wi_0"][..., :-1], "wrong": "wi_0"}
     yield good | {"wi_0": good["wi_1"], "wrong": "wi_0"}
     yield good | {"wo": good["wo"].swapaxes(1, 2), "wrong": "wo"}
@@ -363,7 +368,7 @@ def illegal_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -
 )
 def missing_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
     """A layer without one of its four weights raises."""
-    good = next(_illegal_layers(None)) | strategies.expert_weights(0, 2)  # type: ignore[arg-type]
+    good = _legal_layer()
     weights = strategies.parameters(good)
     del weights[case["lacks"]]
     must_reject(

@@ -382,17 +382,14 @@ class AcceptsAnything(ReferenceAdapter):
 class DroppedChoicesCarryGradient(ReferenceAdapter):
     """Gradient flows through the gates of dropped choices."""
 
-    def route_gradients(
-        self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any
-    ) -> Any:  # type: ignore[override]
-        return super().route_gradients(inputs, kernel, cotangent, **o | {"capacity": 10**6})
+    def route_gradients(self, *arguments: Any, **options: Any) -> dict[str, ndarray]:
+        return super().route_gradients(*arguments, **options | {"capacity": 10**6})
 
 
 @mutant("ROUTE-26")
 class GatesAreConstant(ReferenceAdapter):
     """Gates carry no gradient at all."""
 
-    def route_gradients(
-        self, inputs: ndarray, kernel: ndarray, cotangent: ndarray, **o: Any
-    ) -> Any:  # type: ignore[override]
-        return super().route_gradients(inputs, kernel, np.zeros_like(cotangent), **o)
+    def route_gradients(self, *arguments: Any, **options: Any) -> dict[str, ndarray]:
+        inputs, kernel, cotangent = arguments
+        return super().route_gradients(inputs, kernel, np.zeros_like(cotangent), **options)

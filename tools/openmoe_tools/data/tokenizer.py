@@ -92,10 +92,11 @@ class Tokenizer:
 
     def __init__(self, model: bytes | Path) -> None:
         if isinstance(model, Path):
+            path = model
             try:
-                model = model.read_bytes()
+                model = path.read_bytes()
             except OSError as error:
-                raise TokenizerError(f"{model}: {error.strerror}") from error
+                raise TokenizerError(f"{path}: {error.strerror}") from error
         library = _sentencepiece()
         try:
             self._processor = library.SentencePieceProcessor(model_proto=model)

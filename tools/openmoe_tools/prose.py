@@ -1,0 +1,99 @@
+"""Numbers and citations in SPEC.md's prose: each `expression` (= value) is computed again."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from openmoe_reference import grouping
+from openmoe_spec.config import PUBLISHED
+from openmoe_tools.coverage import expand
+
+_ANNOTATED = re.compile(r"`([^`]+)`\s+\(=\s*([^)]+)\)")
+_TABLE_ROW = re.compile(r"\|\s*(\w+)\s*\|((?:[^|\n]+\|){3})")
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "round": round,
+    "max": max,
+    "min": min,
+    "capacity": lambda tokens, experts, factor: grouping.expert_capacity(
+        tokens, num_experts=experts, capacity_factor=factor
+    ),
+    "groups": lambda tokens, largest, experts, replicas: grouping.num_groups(
+        tokens,
+        max_group_size=largest,
+        num_experts=experts,
+        num_expert_replicas=replicas,
+    ),
+    "padded": lambda batch, length, multiple: grouping.padded_shape(
+        batch, length, multiple=multiple
+    ),
+}
+"""What an annotated expression may call: arithmetic, and the reference's rules for shapes."""
+
+
+def complaints(text: str, known: set[str]) -> list[str]:
+    """Return what in the prose is wrong: numbers, cited clauses, the table of configurations."""
+    found = []
+    for expression, written in _ANNOTATED.findall(text):
+        try:
+            value = evaluate(expression)
+        except (ValueError, SyntaxError, TypeError) as error:
+            found.append(f"SPEC.md: `{expression}` cannot be computed ({error})")
+            continue
+        if value != ast.literal_eval(written.strip()):
+            found.append(f"SPEC.md: `{expression}` is {value}, not {written}")
+    found += [
+        f"SPEC.md cites {identifier}, which it has not"
+        for identifier in sorted(set(expand(text)) - known)
+    ]
+    return found + _table(text)
+
+
+def _table(text: str) -> list[str]:
+    """Compare SPEC.md's table of configurations with the published ones, field by field."""
+    found, seen = [], 0
+    for field, cells in _TABLE_ROW.findall(text):
+        if not hasattr(PUBLISHED["base"], field):
+            continue
+        seen += 1
+        for configuration, cell in zip(PUBLISHED.values(), cells.split("|"), strict=False):
+            written = cell.strip().replace("true", "True").replace("false", "False")
+            value = getattr(configuration, field)
+            if ast.literal_eval(written) != value:
+                found.append(f"SPEC.md: {configuration.name}.{field} is {value}, not {written}")
+    if seen != len(vars(PUBLISHED["base"])) - 1:  # every field but the name
+        found.append(f"SPEC.md: the table of configurations has {seen} fields")
+    return found
+
+
+def evaluate(expression: str) -> Any:
+    """Return the value of an arithmetic expression; only FUNCTIONS may be called."""
+    return _value(ast.parse(expression, mode="eval").body)
+
+
+_OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Pow: lambda a, b: a**b,
+}
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
+            return _OPERATORS[type(operator)](_value(left), _value(right))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
+            return FUNCTIONS[name](*map(_value, arguments))
+        case ast.Subscript(value=value, slice=index):
+            return _value(value)[_value(index)]
+    raise ValueError(f"no arithmetic: {ast.unparse(node)}")
