@@ -84,8 +84,8 @@ def close(
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
     both = (got == wanted) | (np.isnan(got) & np.isnan(wanted))  # infinities included
     largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-    limit = relative * np.abs(wanted) + of_largest * largest + absolute
     with np.errstate(invalid="ignore"):
+        limit = relative * np.abs(wanted) + of_largest * largest + absolute
         excess = np.where(both, 0.0, np.abs(got - wanted) / np.maximum(limit, 1e-300))
     excess = np.where(np.isnan(excess), np.inf, excess)
     if not excess.size:

@@ -36,6 +36,10 @@ class Source(enum.Enum):
     REAL_INPUT = "real input"
 
 
+LARGEST_ERROR = 1e308
+"""What an infinite error is written as: JSON has no infinity."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One executed or skipped item: a check, one comparison of a vector case, a real-input pass.
@@ -79,7 +83,8 @@ class Evidence:
     details: dict[str, Any] = field(default_factory=dict)
 
     def measured(self, error: float) -> None:
-        """Record an error in units of its limit."""
+        """Record an error in units of its limit; beyond measure it is the largest double."""
+        error = min(LARGEST_ERROR, error)  # also for not-a-number
         self.error = error if self.error is None else max(self.error, error)
 
     def judged(self, tokens: int, undecided: int) -> None:

@@ -5,7 +5,8 @@ Its schema is `report.schema.json`, beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,12 +33,16 @@ def build(
     results: Sequence[Result],
     planned: int,
     *,
+    implementation: str,
     profile: str,
     seed: int,
     seconds: float,
     real_input: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the report; every clause of SPEC.md appears, run or not."""
+    """Return the report; every clause of SPEC.md appears, run or not.
+
+    `implementation` is the name that `--implementation` was given.
+    """
     balance = ledger(planned, results)
     code = exit_code(list(results), planned)
     return {
@@ -48,6 +53,7 @@ def build(
         "seed": seed,
         "seconds": round(seconds, 2),
         "implementation": {
+            "loaded": implementation,
             "name": subject.name,
             "version": subject.version,
             "url": subject.url,
@@ -67,13 +73,16 @@ def build(
     }
 
 
+def replay_command(report: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Return the command that runs a saved failure again."""
+    loaded = report["implementation"]["loaded"]
+    return shlex.join(["openmoe", "replay", result["replay"], "--implementation", loaded])
+
+
 def _result_row(result: Result) -> dict[str, Any]:
     row = asdict(result)
     row["outcome"], row["source"] = result.outcome.value, result.source.value
     row["seconds"] = round(result.seconds, 4)
-    # JSON has no infinity: an error beyond measure is written as the largest double.
-    if result.error is not None and not result.error < 1e308:
-        row["error"] = 1e308
     return row
 
 
@@ -93,7 +102,7 @@ def _clause_row(clause: clauses.Clause, results: Iterable[Result]) -> dict[str, 
         "source": clause.source,
         "outcome": outcome,
         "examples": sum(result.examples for result in executed),
-        "error": min(max(errors), 1e308) if errors else None,
+        "error": max(errors) if errors else None,
         "items": len(own),
         "executed": len(executed),
     }
@@ -109,18 +118,25 @@ def _resolution(results: Iterable[Result]) -> dict[str, Any] | None:
 def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: int) -> str:
     counts = ledger(planned, results).counts
     executed = len(results) - counts[Outcome.SKIPPED]
-    clauses_run = {r.clause for r in results if r.outcome is not Outcome.SKIPPED and r.clause}
     tail = f", {counts[Outcome.SKIPPED]} skipped" if counts[Outcome.SKIPPED] else ""
     if counts[Outcome.XFAIL]:
-        tail += f", {counts[Outcome.XFAIL]} expected failures"
+        tail += f", failing as expected {counts[Outcome.XFAIL]}"
+    unbalanced = f"{len(results)} results where {planned} are owed"
     if code == 0:
+        clauses_run = {r.clause for r in results if r.outcome is not Outcome.SKIPPED and r.clause}
         return (
             f"HOLDS: {subject.name} conforms in all {executed} executed items of "
             f"{len(clauses_run)} clauses{tail}"
         )
     if code == 1:
-        bad = [r for r in results if r.outcome in (Outcome.FAIL, Outcome.XPASS, Outcome.ERROR)]
-        ids = sorted({r.clause for r in bad if r.clause})
+        bad = [
+            r
+            for r in results
+            if r.outcome in (Outcome.FAIL, Outcome.XPASS)
+            or (r.outcome is Outcome.ERROR and r.fault != "kit")
+        ]
+        ids = sorted({r.clause for r in bad if r.clause}) or ["unnamed"]
+        tail += f"; {unbalanced}" if len(results) != planned else ""
         return (
             f"DOES NOT HOLD: {len(bad)} of {executed} executed items, "
             f"clauses {', '.join(ids)}{tail}"
@@ -133,5 +149,5 @@ def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: in
     if counts[Outcome.INCONCLUSIVE]:
         reasons.append(f"{counts[Outcome.INCONCLUSIVE]} inconclusive")
     if len(results) != planned:
-        reasons.append(f"{len(results)} results where {planned} are owed")
+        reasons.append(unbalanced)
     return f"INCOMPLETE: {'; '.join(reasons)}{tail}"

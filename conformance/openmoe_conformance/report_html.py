@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib import resources
 from itertools import groupby
 from typing import Any
 
 from openmoe_conformance.adapter import FUNCTIONS
 from openmoe_conformance.ladder import FINEST_CERTIFIED
+from openmoe_conformance.report import replay_command
 from openmoe_conformance.report_junit import printable
 from openmoe_spec.clauses import CLASSES
 
@@ -22,51 +23,6 @@ _COLOUR = {
     **dict.fromkeys(("expected failure", "inconclusive"), "unsure"),
 }
 _NOT_A_FINDING = ("pass", "skipped")
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --panel: #f3f5f7; --line: #d5dbe1; --text: #1c2128;
-  --soft: #59636e; --good: #1a7f37; --bad: #c8202f; --unsure: #8f5f00; --link: #0b5fc5; }
-@media screen and (prefers-color-scheme: dark) { :root { --back: #0f1318; --panel: #1a2028;
-  --line: #38414b; --text: #e4e9ee; --soft: #9aa5b1; --good: #45bd5e; --bad: #ff6b68;
-  --unsure: #dba531; --link: #6cb2ff; } }
-* { box-sizing: border-box; print-color-adjust: exact; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-dd, li, h1, .finding, td:last-child { overflow-wrap: anywhere; }
-h1, h2, h3, p, dl, figure { margin: 0 0 .75rem; } h3 { margin-top: 1.5rem; font-size: 1.05rem; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } small, .soft { font-weight: 400; }
-a { color: var(--link); } nav a { margin-right: 1rem; } sup { line-height: 0; }
-code { font: .875em ui-monospace, monospace; } .soft { font-size: .875rem; }
-.good { color: var(--good); } .bad { color: var(--bad); } .unsure { color: var(--unsure); }
-.soft, .quiet, small, dt { color: var(--soft); } .message { white-space: pre-wrap; }
-.verdict { padding: .8rem 1rem; border-left: .5rem solid; background: var(--panel); }
-.verdict span { color: var(--text); } .verdict strong { display: block; font-size: 1.5rem; }
-.pill { padding: 0 .5rem; border: 1px solid; border-radius: 1rem; font-size: .8125rem;
-  font-weight: 600; white-space: nowrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .5rem; }
-.tiles div { padding: .4rem .7rem; border: 1px solid var(--line); border-radius: .4rem; }
-.tiles dt { font-size: .8125rem; color: inherit; } dd { margin: 0; }
-.tiles dd { font-size: 1.4rem; font-weight: 600; }
-.facts { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; }
-.charts { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { flex: 1 1 18rem; max-width: 44rem; }
-.columns { display: flex; gap: .2rem; text-align: center; font-size: min(.6875rem, 2.4vw); }
-.columns span { display: block; flex: 1 1 0; min-width: 0; }
-.columns .track { display: flex; align-items: end; height: 6rem; padding: 0 10%;
-  margin-bottom: .3rem; background: var(--panel); border-bottom: 1px solid var(--soft); }
-.columns i { flex: auto; background: currentColor; }
-.finding { padding: .5rem 0; border-top: 1px solid var(--line); } .finding p { margin: 0; }
-table { width: 100%; border-collapse: collapse; } td p { margin: 0; }
-th, td { padding: .45rem .9rem .45rem 0; text-align: left; vertical-align: top; }
-tr { border-bottom: 1px solid var(--line); } tbody th { padding-top: 1.6rem; }
-td:nth-child(-n+6), thead th { white-space: nowrap; } :target { background: var(--panel); }
-th:last-child { width: 100%; } td[data-label], th:nth-child(n+4):nth-child(-n+6) { text-align: right; }
-@media screen and (max-width: 48rem) { table, tbody { display: block; } thead { display: none; }
-  tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .6rem 0; } td { padding: 0; }
-  td[data-label]::before { content: attr(data-label) " "; color: var(--soft); }
-  td:empty { display: none; } td:last-child { padding-top: .3rem; } }
-@media print { :root { font-size: 9pt; } body { max-width: none; padding: 0; }
-  nav { display: none; } .columns { font-size: .6875rem; }
-  h2, h3 { break-after: avoid; } tr, figure, .finding, .verdict { break-inside: avoid; } }
-"""
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Conformance of {name}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -98,7 +54,7 @@ def render(report: Mapping[str, Any]) -> str:
     word, _, rest = report["verdict"]["line"].partition(": ")
     plain = ("spec_version", "kit_version", "profile", "seed", "seconds")
     return _PAGE.format(
-        style=_STYLE,
+        style=resources.files("openmoe_conformance").joinpath("report.css").read_text("utf-8"),
         name=_text(report["implementation"]["name"]),
         version=_text(report["implementation"]["version"]),
         colour={0: "good", 1: "bad"}.get(report["verdict"]["exit_code"], "unsure"),
@@ -210,10 +166,8 @@ def _findings(report: Mapping[str, Any]) -> str:
     order = {name: place for place, name in enumerate(texts)}
     found.sort(key=lambda result: (order.get(result["clause"], len(order)), result["clause"]))
     parts = []
-    if any(result["replay"] for result in found):
-        parts.append("<p>Replay with the <code>--implementation</code> of this run.</p>")
     for clause, group in groupby(found, key=lambda result: str(result["clause"])):
-        findings, name = [_finding(result) for result in group], _text(clause)
+        findings, name = [_finding(result, report) for result in group], _text(clause)
         head = f'<a href="#{name}">{name}</a>' if clause in texts else name or "No clause"
         count = f"{len(findings)} item" + "s" * (len(findings) > 1)
         parts.append(f'<h3 id="findings-{name}">{head} <small>{count}</small></h3>')
@@ -222,7 +176,7 @@ def _findings(report: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _finding(result: Mapping[str, Any]) -> str:
+def _finding(result: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     facts = [_text(result["source"])]
     if result["examples"]:
         facts.append(f"{result['examples']} examples")
@@ -238,8 +192,7 @@ def _finding(result: Mapping[str, Any]) -> str:
         f'<p class="message">{_text(result["message"])}</p>',
     ]
     if result["replay"]:
-        command = f"openmoe replay {shlex.quote(result['replay'])}"
-        parts.append(f"<p><code>{_text(command)}</code></p>")
+        parts.append(f"<p><code>{_text(replay_command(report, result))}</code></p>")
     if result["url"]:
         parts.append(f"<p>{_link(result['url'])}</p>")
     return '<div class="finding">\n{}\n</div>'.format("\n".join(parts))

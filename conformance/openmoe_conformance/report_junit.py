@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
+
+from openmoe_conformance.report import replay_command
 
 # Everything outside the Char production of XML 1.0, lone surrogates included.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -39,7 +40,7 @@ def render(report: Mapping[str, Any]) -> str:
         if results:
             suite = ET.SubElement(root, "testsuite", name=printable(chapter))
             suite.append(_properties(report))
-            suite.extend([_case(result) for result in results])
+            suite.extend([_case(result, report) for result in results])
             _count(suite, (result["seconds"] for result in results))
     reads_green = all(_is_green(result) for result in report["results"])
     if report["verdict"]["exit_code"] and reads_green:
@@ -82,7 +83,7 @@ def _properties(report: Mapping[str, Any]) -> ET.Element:
     return properties
 
 
-def _case(result: Mapping[str, Any]) -> ET.Element:
+def _case(result: Mapping[str, Any], report: Mapping[str, Any]) -> ET.Element:
     case = ET.Element(
         "testcase",
         classname=printable(result["clause"]),
@@ -97,7 +98,7 @@ def _case(result: Mapping[str, Any]) -> ET.Element:
             found.set("type", outcome)
             found.text = message  # some servers show the text only
         if result["replay"]:
-            replay = f"openmoe replay {shlex.quote(result['replay'])}"
+            replay = replay_command(report, result)
             found.text = printable("\n".join(filter(None, (found.text, replay))))
     return case
 

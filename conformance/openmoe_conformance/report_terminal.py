@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from openmoe_conformance.report import replay_command
+
 _STYLE = {
     "pass": "green",
     "fail": "bold red",
@@ -140,6 +142,6 @@ def _findings(report: Mapping[str, Any], console: Console) -> None:
         if result["url"]:
             _line(console, f"  {result['url']}")
         if result["replay"]:
-            _line(console, f"  openmoe replay {result['replay']}")
+            _line(console, f"  {replay_command(report, result)}")
     if len(found) > _MOST_FINDINGS:
         console.print(f"\n... and {len(found) - _MOST_FINDINGS} more; --json FILE holds all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 import traceback
@@ -191,10 +192,10 @@ def _plain(value: Any) -> Any:
 def load_case(path: Path) -> tuple[str, Case]:
     """Return the check's name and the case of a saved file. Errors: UsageError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             note = json.loads(str(file["__case__"]))
             case: Case = {name: file[name] for name in file.files if name != "__case__"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not a saved failure of this kit ({error})") from error
     return note["check"], case | note["values"]
 

@@ -176,12 +176,15 @@ def _arithmetic(declared: Any) -> Arithmetic:
         return NAMED_ARITHMETIC[declared]
     if isinstance(declared, Mapping):
         try:
-            return replace(Arithmetic(), **{key: float(value) for key, value in declared.items()})
+            roundoffs = {key: float(value) for key, value in declared.items()}
+            found = replace(Arithmetic(), **roundoffs)
         except (TypeError, ValueError) as error:
             raise UsageError(f"adapter.arithmetic: {error}") from error
+        if all(0 <= value < 1 for value in roundoffs.values()):
+            return found
     raise UsageError(
         f"adapter.arithmetic: {declared!r} is neither one of {', '.join(NAMED_ARITHMETIC)} nor a "
-        "mapping of operands, accumulate, logits, probabilities to unit roundoffs"
+        "mapping of operands, accumulate, logits, probabilities to unit roundoffs in [0, 1)"
     )
 
 

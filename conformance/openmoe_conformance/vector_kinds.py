@@ -38,8 +38,8 @@ def compare(
     subject: Subject, case: VectorCase, comparison: str, arrays: Arrays, evidence: Evidence
 ) -> None:
     """Run one comparison of a case; raise Disagreement where it fails."""
-    KINDS[case.kind][comparison](subject, case, arrays, evidence)
     evidence.examples += 1
+    KINDS[case.kind][comparison](subject, case, arrays, evidence)
 
 
 # ---- routers -------------------------------------------------------------------------------

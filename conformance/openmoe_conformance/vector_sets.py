@@ -10,6 +10,7 @@ crash. The layouts are described in `vectors/README.md`.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,7 +87,7 @@ def _archive(path: str, sha256: str | None) -> Any:
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise VectorError("its sha256 is not the one in index.json: truncated or changed")
         try:
-            _OPEN[key] = np.load(path, allow_pickle=False)
+            _OPEN[key] = np.load(io.BytesIO(content), allow_pickle=False)
         except Exception as error:
             raise VectorError(f"is no whole npz archive ({error})") from error
     return _OPEN[key]

@@ -15,7 +15,7 @@ import pytest
 
 from openmoe_conformance import real_input, report, report_html, report_junit
 from openmoe_conformance.adapter import FUNCTIONS
-from openmoe_conformance.outcome import Outcome, Result, Source
+from openmoe_conformance.outcome import LARGEST_ERROR, Outcome, Result, Source
 from openmoe_conformance.profile import PROFILES
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_conformance.subject import Subject
@@ -58,7 +58,7 @@ RESULTS = [
         "MOE-07",
         Outcome.FAIL,
         Source.CHECK,
-        error=float("inf"),
+        error=LARGEST_ERROR,
         seconds=1.5,
         message=HOSTILE,
         replay="failures/a <b> file.npz",
@@ -99,7 +99,13 @@ RESULTS = [
 def build(results=RESULTS, planned=None, adapter=Hostile, **options):
     """Return a report of hand-made results."""
     planned = len(results) if planned is None else planned
-    options = {"profile": "quick", "seed": 1, "seconds": 2.5, **options}
+    options = {
+        "implementation": "port:Adapter",
+        "profile": "quick",
+        "seed": 1,
+        "seconds": 2.5,
+        **options,
+    }
     return report.build(Subject(adapter()), results, planned, **options)
 
 
@@ -182,7 +188,9 @@ def test_junit_says_what_became_of_an_item(item, tag, said):
     for child in case:
         assert said in child.get("message")
         if result.replay:
-            assert child.text.endswith("\nopenmoe replay 'failures/a <b> file.npz'")
+            assert child.text.endswith(
+                "\nopenmoe replay 'failures/a <b> file.npz' --implementation port:Adapter"
+            )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from openmoe_production import grouping, losses, routing
 from openmoe_production.arguments import require_floats, require_shape
@@ -238,9 +239,16 @@ def _combine_backward(
     ways = slot.shape[2]
     flat = weight.reshape(weight.shape[0], -1)
     d_outputs = _take(cotangent, inverse // ways) * _take(flat, inverse)[..., None]
+    # Inner products by einsum: XLA's CPU code for (a * b).sum(axis=-1) is 35 times slower. HIGHEST:
+    # an accelerator's default would round the operands.
     d_weight = jnp.stack(
         [
-            (cotangent * _take(outputs, slot[..., j]).astype(weight.dtype)).sum(axis=-1)
+            jnp.einsum(
+                "gtd,gtd->gt",
+                cotangent,
+                _take(outputs, slot[..., j]).astype(weight.dtype),
+                precision=lax.Precision.HIGHEST,
+            )
             for j in range(ways)
         ],
         axis=-1,

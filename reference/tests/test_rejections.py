@@ -763,7 +763,13 @@ def batch_layer_rows() -> Iterator[Row]:
                     changes=row.changes | {"training": training},
                 )
     # The batch is padded and cut into four groups of three tokens: this record is of other groups.
-    yield Row(function, "of other groups", {"decision": DECISION}, ("decision",), ("MOE-11",))
+    yield Row(
+        function,
+        "of other groups",
+        {"decision": DECISION},
+        ("decision",),
+        ("ROUTE-20", "MOE-11"),
+    )
 
 
 # ---- losses

@@ -109,6 +109,7 @@ def conform(request: Request) -> int:
         subject,
         results,
         planned,
+        implementation=request.implementation,
         profile=profile.name,
         seed=request.seed,
         seconds=time.perf_counter() - started,
@@ -146,7 +147,13 @@ def replay(file: Path, implementation: str, json: Path | None) -> int:
     subject = Subject(_load(implementation, name))
     result = running.replay(file, checks, subject)
     made = report.build(
-        subject, [result], 1, profile="replay", seed=0, seconds=result.seconds, real_input=None
+        subject,
+        [result],
+        1,
+        implementation=implementation,
+        profile="replay",
+        seed=0,
+        seconds=result.seconds,
     )
     _, case = running.load_case(file)
     console = _console()

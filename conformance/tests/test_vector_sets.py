@@ -1,0 +1,248 @@
+"""Stored vectors: what is wrong with a file is named, the rest still runs, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openmoe_conformance import importing, runner, vector_sets
+from openmoe_conformance.outcome import Outcome, UsageError, exit_code
+from openmoe_conformance.profile import PROFILES
+from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_conformance.subject import Subject
+
+
+def run(folder: Path):
+    options = runner.Options("", profile=PROFILES["standard"], vectors=folder, checks=False)
+    results, planned = runner.run(options, Subject(ReferenceAdapter()))
+    return results, exit_code(results, planned)
+
+
+@pytest.fixture
+def routing(tmp_path):
+    """A copy of the routing chapter that may be broken."""
+    shutil.copytree(vector_sets.built_in() / "routing", tmp_path / "routing")
+    return tmp_path / "routing"
+
+
+def edit(folder: Path, change) -> None:
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def faults(results):
+    return [r for r in results if r.outcome is Outcome.ERROR]
+
+
+def test_the_shipped_vectors_pass_for_the_reference():
+    results, code = run(vector_sets.built_in())
+    assert code == 0
+    assert {r.outcome for r in results} == {Outcome.PASS}
+    assert len(results) > 1000
+
+
+def test_one_chapter_alone_is_a_set_too(routing):
+    results, code = run(routing)
+    assert code == 0
+    assert all(r.item.startswith("vector:routing/") for r in results)
+
+
+def test_a_truncated_file_is_named_and_the_rest_runs(routing):
+    path = routing / "router_scatter.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    results, code = run(routing)
+    assert code == 2
+    assert all(
+        "router_scatter.npz" in r.message and "case scatter" in r.message for r in faults(results)
+    )
+    assert len(faults(results)) == sum("/scatter_" in r.item for r in results) > 0
+    assert sum(r.outcome is Outcome.PASS for r in results) > 400
+
+
+def test_a_wrong_hash_is_named(routing):
+    edit(routing, lambda i: i["files"]["router_masked.npz"].update(sha256="0" * 64))
+    results, code = run(routing)
+    assert code == 2
+    assert all("router_masked.npz" in r.message and "sha256" in r.message for r in faults(results))
+
+
+def test_a_missing_file_is_named(routing):
+    (routing / "router_masked.npz").unlink()
+    results, code = run(routing)
+    assert code == 2
+    assert "router_masked.npz, case masked_000" in faults(results)[0].message
+
+
+def test_a_file_without_hash_is_refused(routing):
+    edit(routing, lambda i: i["files"].clear())
+    results, code = run(routing)
+    assert code == 2
+    assert {r.outcome for r in results} == {Outcome.ERROR}
+
+
+def test_a_missing_array_is_named(routing):
+    edit(routing, lambda i: i["cases"][0]["arrays"].remove("probs"))
+    results, code = run(routing)
+    assert code == 2
+    assert {r.message for r in faults(results)} == {
+        "routing/index.json, case masked_000: lacks array probs"
+    }
+
+
+def test_an_array_that_the_file_lacks_is_named(routing):
+    edit(routing, lambda i: i["cases"][0]["arrays"].append("ghost"))
+    results, code = run(routing)
+    assert code == 2
+    assert (
+        "router_masked.npz, case masked_000: array ghost is missing" in faults(results)[0].message
+    )
+
+
+def test_an_unknown_clause_is_named(routing):
+    edit(routing, lambda i: i["cases"][1]["comparisons"].update(decision="ROUTE-99"))
+    results, code = run(routing)
+    assert code == 2
+    assert "case masked_002: names unknown clause 'ROUTE-99'" in faults(results)[0].message
+
+
+@pytest.mark.parametrize("key", ["id", "kind", "config", "comparisons"])
+def test_a_case_that_lacks_a_field_is_named(routing, key):
+    edit(routing, lambda i: i["cases"][2].pop(key))
+    results, code = run(routing)
+    assert code == 2
+    assert f"case number 2: lacks '{key}'" in faults(results)[0].message
+
+
+@pytest.mark.parametrize(("field", "value"), [("kind", "router_unknown"), ("file", "../x.npz")])
+def test_unknown_kinds_and_paths_that_leave_the_folder_are_refused(routing, field, value):
+    edit(routing, lambda i: i["cases"][0].update({field: value}))
+    results, code = run(routing)
+    assert code == 2
+    assert "case masked_000" in faults(results)[0].message
+
+
+def test_a_repeated_id_is_refused(routing):
+    edit(routing, lambda i: i["cases"].append(i["cases"][0]))
+    results, code = run(routing)
+    assert code == 2
+    assert "stands twice" in faults(results)[0].message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}', '{"other": 1}', ""])
+def test_an_index_that_cannot_be_read_is_an_error_of_its_set_alone(routing, text):
+    other = routing.parent / "grouping"
+    shutil.copytree(vector_sets.built_in() / "grouping", other)
+    (routing / "index.json").write_text(text, encoding="utf-8")
+    results, code = run(routing.parent)
+    assert code == 2
+    assert [r.item.split("/")[0] for r in faults(results)] == ["vector:routing"]
+    assert sum(r.outcome is Outcome.PASS for r in results) > 400
+
+
+def test_a_changed_expectation_fails_the_implementation(routing):
+    path = routing / "router_scatter.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    name = next(name for name in arrays if name.endswith("/dispatch_indices"))
+    arrays[name] = arrays[name].copy()
+    arrays[name].flat[0] += 1
+    np.savez(path, **arrays)
+    import hashlib
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(routing, lambda i: i["files"][path.name].update(sha256=digest))
+    results, code = run(routing)
+    assert code == 1
+    assert [r.item.rpartition("/")[2] for r in results if r.outcome is Outcome.FAIL] == ["decision"]
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_what_is_no_set_of_vectors_is_bad_usage(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=folder):
+        vector_sets.open_set(tmp_path / folder)
+
+
+# ---- the upstream layouts --------------------------------------------------------------------
+
+
+@pytest.fixture
+def upstream(tmp_path):
+    """The shipped cases written back in the layout they came in."""
+    folder = tmp_path / "t5x"
+    folder.mkdir()
+    rows = []
+    for chapter in ("routing", "moe"):
+        source = vector_sets.built_in() / chapter
+        for row in json.loads((source / "index.json").read_text(encoding="utf-8"))["cases"]:
+            group = row["file"].removesuffix(".npz")
+            rows.append(
+                {"id": row["id"], "group": group, "file": row["file"]}
+                | {"exercises": row["exercises"], "config": row["config"]}
+                | {"arrays": {name: {} for name in row["arrays"]}}
+            )
+            if not (folder / row["file"]).exists():
+                shutil.copy(source / row["file"], folder)
+    (folder / "index.json").write_text(json.dumps({"cases": rows}), encoding="utf-8")
+    return folder
+
+
+def test_the_upstream_layout_runs_without_hashes_or_clauses(upstream):
+    results, code = run(upstream)
+    assert code == 0
+    assert {r.outcome for r in results} == {Outcome.PASS}
+    assert {r.clause for r in results} >= {"ROUTE-09", "ROUTE-22", "ROUTE-24", "MOE-07", "MOE-06"}
+
+
+def test_later_chapters_and_recorded_failures_are_skipped_with_a_reason(upstream):
+    def change(index):
+        index["cases"] = index["cases"][:2]
+        index["cases"][0]["error"] = "the original raised"
+        index["cases"][1]["group"] = "tiny_model"
+
+    edit(upstream, change)
+    results, code = run(upstream)
+    assert code == 2
+    assert {r.outcome for r in results} == {Outcome.SKIPPED}
+    assert [r.message for r in results] == [
+        "the original failed on it: the original raised",
+        "tiny_model vectors: not in this version",
+    ]
+
+
+def test_an_upstream_path_that_leaves_its_folder_is_refused(upstream):
+    edit(upstream, lambda i: i["cases"][0].update(file="../router_masked.npz"))
+    results, code = run(upstream)
+    assert code == 2
+    assert "leaves its folder" in faults(results)[0].message
+
+
+def test_an_import_writes_what_ships(upstream, tmp_path):
+    counts = importing.import_set(upstream, tmp_path / "own")
+    assert counts == {"routing": 65, "moe": 12}
+    for chapter in counts:
+        index = "index.json"
+        ours = json.loads((vector_sets.built_in() / chapter / index).read_text(encoding="utf-8"))
+        made = json.loads((tmp_path / "own" / chapter / index).read_text(encoding="utf-8"))
+        assert made["cases"] == ours["cases"]
+    results, code = run(tmp_path / "own")
+    assert code == 0
+    assert len(results) > 500
+
+
+def test_the_other_upstream_sets_are_listed_as_skipped(tmp_path):
+    port, data = tmp_path / "torch_port", tmp_path / "ul2"
+    (port / "router").mkdir(parents=True)
+    data.mkdir()
+    (port / "index.json").write_text('{"conventions": {}}', encoding="utf-8")
+    (port / "router" / "cases.json").write_text("{}", encoding="utf-8")
+    (data / "index.json").write_text('{"groups": {"noise_masks": ""}}', encoding="utf-8")
+    results, code = run(tmp_path)
+    assert code == 2
+    assert {r.outcome for r in results} == {Outcome.SKIPPED}
+    assert len(results) == 2
