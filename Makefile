@@ -1,43 +1,56 @@
 # Every target makes .venv from the lock when it is missing: nothing has to be set up by hand.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
 PROFILE ?= standard
-STAMP := $(VENV)/.installed
+BIN := .venv/bin
+STAMP := .venv/.installed
+KIT_STAMP := .venv-kit/.installed
 
-.PHONY: help conform test test-kit mutants bench lint coverage generate clean
+.PHONY: help conform test test-kit mutants bench lint generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-$(STAMP): requirements.lock pyproject.toml
+# $(1): folder, $(2): lock
+define install
 	$(PYTHON) -c 'import sys; sys.exit("openmoe-spec needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	touch $@
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $(1)/.installed
+endef
+
+$(STAMP): requirements.lock pyproject.toml
+	$(call install,.venv,requirements.lock)
+
+$(KIT_STAMP): requirements-kit.lock pyproject.toml
+	$(call install,.venv-kit,requirements-kit.lock)
 
 conform: $(STAMP) ## the main job: production against the reference (PROFILE=quick|standard|exhaustive)
 	$(BIN)/openmoe conform --profile $(PROFILE)
 
 mutants: $(STAMP) ## plant every known bug and print which clause catches it
-	$(BIN)/openmoe conform --mutants --profile $(PROFILE)
+	$(BIN)/openmoe conform --mutants --profile quick
 
-test: lint ## lint, types, generated files, all tests, the kill matrix
+test: lint ## lint, types, import rule, generated files, and all tests, every mutant among them
 	$(BIN)/python -m pytest -n 2
+
+test-kit: $(KIT_STAMP) ## the conformance kit installed without JAX, on the NumPy example
+	! .venv-kit/bin/python -c 'import jax' 2>/dev/null
+	cd conformance/examples && ../../.venv-kit/bin/openmoe conform --implementation numpy_router:Adapter --profile $(PROFILE)
 
 lint: $(STAMP) ## style, types, import rule, and that generated files match SPEC.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m openmoe_tools.generate --check
 
 generate: $(STAMP) ## rewrite clauses.json and COVERAGE.md from SPEC.md
 	$(BIN)/python -m openmoe_tools.generate
 
 bench: $(STAMP) ## ratios to the matrix-multiplication bound, printed and written to production/BENCHMARKS.md
-	$(BIN)/python -m openmoe_production.bench
+	$(BIN)/openmoe bench --output production/BENCHMARKS.md
 
-clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-kit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

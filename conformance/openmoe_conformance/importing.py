@@ -117,10 +117,15 @@ def comparisons_of(kind: str, config: Mapping[str, Any], exercises: str) -> dict
         output = "MOE-07" if config.get("router", "masked") == "masked" else "MOE-14"
         if config.get("dtype") == "bfloat16":
             output = "MOE-06"
-        metrics = "LOSS-10" if config.get("ignore") else "LOSS-07"
-        if config.get("router") == "experts":
-            metrics = "LOSS-11"
-        return _SHAPE_CLAUSES | {"output": output, "metrics": metrics, "gradients": "MOE-09"}
+        experts, ignored = config.get("router") == "experts", config.get("ignore")
+        metrics = {
+            "auxiliary_loss": "LOSS-11" if experts else "LOSS-04" if ignored else "LOSS-01",
+            "router_z_loss": "LOSS-06" if ignored else "LOSS-05",
+            "fraction_tokens_left_behind": "LOSS-10" if ignored else "LOSS-07",
+            "router_confidence": "LOSS-08",
+            "expert_usage": "LOSS-11" if experts else "LOSS-09",
+        }
+        return _SHAPE_CLAUSES | metrics | {"output": output, "gradients": "MOE-09"}
     if kind == "group_sizes":
         return dict(_SHAPE_CLAUSES)
     return {"num_expert_replicas": "GROUP-01"}

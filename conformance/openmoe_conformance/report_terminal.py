@@ -59,7 +59,7 @@ def _clauses(report: Mapping[str, Any], console: Console) -> None:
             Text(row["outcome"], _STYLE[row["outcome"]]),
             f"{row['executed']}/{row['items']}",
             str(row["examples"]),
-            "exact" if row["error"] is None else f"{row['error']:.2g}",
+            _error(row),
             text if len(text) <= room else text[: room - 3] + "...",
         )
     if table.row_count:
@@ -67,6 +67,12 @@ def _clauses(report: Mapping[str, Any], console: Console) -> None:
     not_run = [row["id"] for row in report["clauses"] if row["outcome"] == "not run"]
     if not_run:
         _line(console, f"Not decided by this run: {', '.join(not_run)}", "dim")
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    if row["error"] is None:
+        return "exact" if row["executed"] else ""
+    return f"{row['error']:.2g}"
 
 
 _BEFORE_TEXT = 66

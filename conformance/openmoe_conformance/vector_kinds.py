@@ -264,14 +264,15 @@ def _layer_output(s: Subject, case: VectorCase, arrays: Arrays, evidence: Eviden
     close("output", got, arrays["output"], evidence, **bound)
 
 
-def _layer_metrics(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
-    got = _run_layer(s, case, arrays).metrics
-    if got is None:
-        raise UnsupportedError("the layer shows no metrics")
-    bound = BFLOAT16_BOUND if _is_bfloat16(case) else LAYER_BOUND
-    for name in METRICS:
-        if name in got:
-            close(name, got[name], arrays[f"metrics/{name}"], evidence, **bound)
+def _layer_metric(name: str) -> Comparison:
+    def run(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+        got = _run_layer(s, case, arrays).metrics
+        if got is None or name not in got:
+            raise UnsupportedError(f"the layer shows no metric {name}")
+        bound = BFLOAT16_BOUND if _is_bfloat16(case) else LAYER_BOUND
+        close(name, got[name], arrays[f"metrics/{name}"], evidence, **bound)
+
+    return run
 
 
 def _layer_gradients(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
@@ -384,7 +385,7 @@ KINDS: Mapping[str, Mapping[str, Comparison]] = {
     "moe_layer": {
         **_SHAPES,
         "output": _layer_output,
-        "metrics": _layer_metrics,
+        **{name: _layer_metric(name) for name in METRICS},
         "gradients": _layer_gradients,
     },
     "group_sizes": _SHAPES,

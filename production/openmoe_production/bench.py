@@ -175,6 +175,7 @@ def page(options: argparse.Namespace) -> str:
     """Run everything and return the report as a Markdown page."""
     sizes = options.width, options.hidden
     timed = [Case(options.tokens, experts, *sizes) for experts in options.experts]
+    print("timing: a few minutes", file=sys.stderr, flush=True)
     times = [row for case in timed for row in time_rows(case, options.rounds)]
     planned = [Case(tokens, max(options.experts), *sizes) for tokens in options.memory]
     memory = [row for case in planned for row in memory_rows(case)]

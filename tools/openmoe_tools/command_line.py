@@ -18,7 +18,10 @@ from openmoe_spec import SPEC_VERSION, __version__
 
 app = typer.Typer(
     name="openmoe",
-    help="The executable specification of the OpenMoE language models.",
+    help=(
+        "The executable specification of the OpenMoE language models. Exit codes: 0 holds, "
+        "1 does not hold, 2 incomplete or inconclusive, 3 bad usage or unreadable input."
+    ),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -65,9 +68,9 @@ def conform(
     json: JsonFile = None,
     junit: Annotated[Path | None, typer.Option(help="Write the report as JUnit XML.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of drawn examples.")] = 20240202,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of drawn examples.")] = 20240202,
     jobs: Annotated[
-        int, typer.Option(help="Processes that run checks; 0: one a core, 4 at most.")
+        int, typer.Option(min=0, help="Processes that run checks; 0: one a core, 4 at most.")
     ] = 0,
 ) -> None:
     """Check an implementation against every clause, all vectors and real text."""
@@ -135,6 +138,24 @@ def vectors_export(
 
 
 @app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of each timing.")] = 10,
+    tokens: Annotated[int, typer.Option(min=16, help="Tokens of the one group.")] = 4096,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the report as a Markdown page.")
+    ] = None,
+) -> None:
+    """Time the production layer against the bound of its matrix products."""
+    from openmoe_tools import conforming  # noqa: PLC0415
+
+    conforming.require_jax("openmoe bench")
+    from openmoe_production import bench as benchmark  # noqa: PLC0415
+
+    page = ("--no-write",) if output is None else ("--output", str(output))
+    benchmark.main(("--rounds", str(rounds), "--tokens", str(tokens), *page))
+
+
+@app.command()
 def version() -> None:
     """Print the versions of the distribution and of the specification."""
     typer.echo(f"openmoe-spec {__version__}, specification {SPEC_VERSION}")
@@ -147,7 +168,8 @@ def main() -> None:
     except UsageError as error:
         _complain(str(error))
     except TyperException as error:
-        _complain(error.format_message())
+        message = error.format_message().rstrip(".")
+        _complain(f"{message}; `openmoe --help` shows what there is")
     except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
     except OSError as error:

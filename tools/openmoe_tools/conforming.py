@@ -184,12 +184,19 @@ def _clauses(names: tuple[str, ...]) -> Any:
     return frozenset(names) if names else planning.Everything()
 
 
+def require_jax(what: str) -> None:
+    """Refuse `what` where JAX is not installed. Errors: UsageError."""
+    try:
+        found = importlib.util.find_spec("jax") is not None
+    except ValueError:  # a module that was put in its place
+        found = False
+    if not found:
+        raise UsageError(f"{what} needs JAX: pip install 'openmoe-spec[production]'")
+
+
 def _load(given: str, name: str) -> Any:
-    if given == "production" and importlib.util.find_spec("jax") is None:
-        raise UsageError(
-            "--implementation production needs JAX: pip install 'openmoe-spec[production]', "
-            "or name another implementation"
-        )
+    if given == "production":
+        require_jax("--implementation production")
     # A stranger's adapter may lie in the folder the command is run from.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
