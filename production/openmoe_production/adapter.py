@@ -67,7 +67,7 @@ class Adapter:
         }
         options: dict[str, Any] = {"k": k, "capacity": capacity}
         traced: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-            "route": (partial(_route, ignore_padding=False), (inputs, kernel)),
+            "route": (_route, (inputs, kernel)),
             "moe": (moe.moe, (inputs, parameters)),
             "moe_gradients": (_moe_gradients, (inputs, parameters, inputs, (0.5, 0.25))),
         }
@@ -89,31 +89,17 @@ class Adapter:
         return np.asarray(_call(routing.logits_and_probabilities, "ROUTE-20", arrays)[1])
 
     def decide(
-        self,
-        probabilities: np.ndarray,
-        *,
-        k: int,
-        capacity: int,
-        padding_mask: np.ndarray | None = None,
-        batch_prioritized: bool = False,
+        self, probabilities: np.ndarray, *, padding_mask: np.ndarray | None = None, **options: Any
     ) -> Decision:
         """Return the masked router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
         return _numpy(_call(routing.decide, "ROUTE-20", arrays, **options))
 
     def decide_scatter(
-        self,
-        probabilities: np.ndarray,
-        *,
-        k: int,
-        capacity: int,
-        padding_mask: np.ndarray | None = None,
-        batch_prioritized: bool = False,
+        self, probabilities: np.ndarray, *, padding_mask: np.ndarray | None = None, **options: Any
     ) -> Decision:
         """Return the scatter router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
         return _numpy(_call(routing.decide_scatter, "ROUTE-20", arrays, **options))
 
     def experts_choose(
@@ -132,16 +118,12 @@ class Adapter:
         inputs: np.ndarray,
         kernel: np.ndarray,
         *,
-        k: int,
-        capacity: int,
-        ignore_padding: bool = False,
-        batch_prioritized: bool = False,
         noise: np.ndarray | None = None,
+        **options: Any,
     ) -> Decision:
         """Return the masked router's decision from hidden states."""
         arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
-        options = {"k": k, "capacity": capacity, "batch_prioritized": batch_prioritized}
-        return _numpy(_call(_route, "ROUTE-20", arrays, ignore_padding=ignore_padding, **options))
+        return _numpy(_call(_route, "ROUTE-20", arrays, **options))
 
     def dispatch(
         self, inputs: np.ndarray, decision: Decision | ExpertsChoice, *, num_experts: int
@@ -180,27 +162,12 @@ class Adapter:
         inputs: np.ndarray,
         parameters: Mapping[str, np.ndarray],
         *,
-        k: int,
-        capacity: int,
-        router: str = "masked",
-        ignore_padding: bool = False,
-        batch_prioritized: bool = False,
-        expert_dtype: str = "float32",
         noise: np.ndarray | None = None,
+        **options: Any,
     ) -> LayerResult:
         """Return the layer's result on whole groups [G, T, D]."""
-        result = _call(
-            moe.moe,
-            "MOE-11",
-            {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise},
-            k=k,
-            capacity=capacity,
-            router=router,
-            ignore_padding=ignore_padding,
-            batch_prioritized=batch_prioritized,
-            expert_dtype=expert_dtype,
-        )
-        return _numpy(result)
+        arrays = {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise}
+        return _numpy(_call(moe.moe, "MOE-11", arrays, **options))
 
     def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return checked device copies; the last ones are kept, for a layer is called often."""
@@ -288,7 +255,7 @@ def _route(
     kernel: jax.Array,
     noise: jax.Array | None = None,
     *,
-    ignore_padding: bool,
+    ignore_padding: bool = False,
     **options: Any,
 ) -> Decision:
     mask = routing.padding_mask(inputs) if ignore_padding else None
