@@ -15,7 +15,7 @@ from pathlib import Path
 from openmoe_conformance import vector_sets
 from openmoe_conformance.checks import CHAPTERS, all_checks
 from openmoe_conformance.profile import Profile
-from openmoe_conformance.vector_sets import VectorCase
+from openmoe_conformance.vector_cases import SCHEMA, VectorCase
 
 HEAVY = ("gradients", "route")
 """Comparisons (by first word) of which the quick profile runs every third case."""
@@ -84,7 +84,7 @@ def owed(
     for index in indexes:
         try:
             content = json.loads(index.read_text(encoding="utf-8"))
-            if content["schema"] != vector_sets.SCHEMA:
+            if content["schema"] != SCHEMA:
                 return None
             rows = content["cases"]
         except (OSError, ValueError, KeyError, TypeError):

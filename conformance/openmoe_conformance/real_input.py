@@ -18,7 +18,6 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.checks.moe import LAYER_BOUND
-from openmoe_conformance.checks.routing import compare_queue
 from openmoe_conformance.compare import close, judge_choices, logit_band
 from openmoe_conformance.outcome import (
     UNDECIDED_BUDGET,
@@ -28,6 +27,7 @@ from openmoe_conformance.outcome import (
     Result,
     Source,
 )
+from openmoe_conformance.queues import compare_queue, queue
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_reference import grouping, moe, routing
 from openmoe_spec.config import BASE
@@ -180,7 +180,7 @@ class _Group:
 
     def queues(self, state: _Pass) -> None:
         """Recompute positions and drops from the implementation's own choices."""
-        compare_queue(self.shown, _queue(self.shown.expert_index), self.capacity)
+        compare_queue(self.shown, queue(self.shown.expert_index), self.capacity)
         state.evidence["queues"].examples += GROUP_SIZE
         state.kept.append(self.shown.kept[0])
 
@@ -213,17 +213,6 @@ def _one_group(group: _Group, state: _Pass) -> None:
         return
     for item in ITEMS:
         state.settle(item, partial(getattr(group, item), state))
-
-
-def _queue(expert_index: ndarray) -> ndarray:
-    """Return positions [1, T, K] of choice-major queues; the loops' rule, counted in one pass."""
-    _, tokens, k = expert_index.shape
-    waiting = np.zeros(BASE.num_experts, np.int64)
-    position = np.empty((k, tokens), np.int64)
-    for place, expert in enumerate(expert_index[0].T.ravel()):
-        position.flat[place] = waiting[expert]
-        waiting[expert] += 1
-    return position.T[None]
 
 
 def _results(state: _Pass) -> Iterator[Result]:

@@ -17,7 +17,7 @@ from openmoe_conformance.planning import Everything, Unit, owed, plan
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.running import Settings, judge, run_check
 from openmoe_conformance.subject import Subject
-from openmoe_conformance.vector_sets import VectorError
+from openmoe_conformance.vector_cases import VectorError
 
 Progress = Callable[[int, int, Result], None]
 """Called with results so far, results planned and the newest result."""

@@ -18,7 +18,7 @@ from openmoe_conformance.checks.rejecting import must_reject
 from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
-from openmoe_conformance.vector_sets import VectorCase
+from openmoe_conformance.vector_cases import VectorCase
 from openmoe_spec.records import Decision
 
 DECISION_FIELDS = ("expert_index", "gate", "position", "kept")

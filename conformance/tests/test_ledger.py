@@ -185,7 +185,9 @@ def test_undecided_tokens_beyond_the_budget_are_inconclusive():
     class Coarse(ReferenceAdapter):
         arithmetic = "bfloat16"  # its band leaves many random tokens open
 
-    checks = [check for check in all_checks() if check.name == "routing.choices_from_random_tokens"]
+    checks = [
+        check for check in all_checks() if check.name == "invariance.choices_from_random_tokens"
+    ]
     from openmoe_conformance.running import Settings, run_check
 
     found = run_check(checks[0], Subject(Coarse()), Settings(QUICK))

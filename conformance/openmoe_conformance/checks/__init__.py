@@ -41,7 +41,10 @@ class Check:
     sentence: str
 
 
-CHAPTERS = ("config", "grouping", "routing", "resolution", "moe", "losses", "gradients", "programs")
+CHAPTERS = (
+    *("config", "grouping", "routing", "invariance", "resolution", "other_routers"),
+    *("moe", "losses", "gradients", "programs"),
+)
 """Modules of checks, in the order of SPEC.md."""
 
 _REGISTRY: dict[str, Check] = {}

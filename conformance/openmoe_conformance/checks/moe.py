@@ -12,10 +12,10 @@ from numpy import ndarray
 from openmoe_conformance import strategies
 from openmoe_conformance.checks import Case, check
 from openmoe_conformance.checks.rejecting import must_reject
-from openmoe_conformance.checks.routing import compare_queue, queue
 from openmoe_conformance.compare import close, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
+from openmoe_conformance.queues import compare_queue, queue
 from openmoe_conformance.subject import Subject
 from openmoe_reference import layers, moe, routing
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult

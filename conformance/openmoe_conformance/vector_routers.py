@@ -1,0 +1,194 @@
+"""Comparisons of stored routers, whatever their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from openmoe_conformance.compare import close, judge_choices, logit_band, same
+from openmoe_conformance.outcome import Disagreement, Evidence
+from openmoe_conformance.subject import Subject
+from openmoe_conformance.vector_cases import Arrays, Comparison, VectorCase
+from openmoe_reference import routing
+from openmoe_spec.records import Decision
+
+ROUTER_BOUND = {"relative": 2e-6, "of_largest": 1e-7}
+# The floor of 1e-7 is for gradients that are zero: with K = E the balance loss is constant and
+# what is stored is rounding noise.
+ROUTER_GRADIENT_BOUND = {"relative": 2e-6, "of_largest": 1e-5, "absolute": 1e-7}
+
+
+def _mask(case: VectorCase, arrays: Arrays) -> ndarray | None:
+    if not case.config["ignore_padding_tokens"]:
+        return None
+    return (arrays["token_inputs"] != 0).any(axis=-1)
+
+
+def _options(case: VectorCase, arrays: Arrays) -> dict[str, Any]:
+    return {
+        "k": case.config["num_selected_experts"],
+        "capacity": case.config["expert_capacity"],
+        "padding_mask": _mask(case, arrays),
+        "batch_prioritized": case.config["batch_prioritized_routing"],
+    }
+
+
+def _probabilities(s: Subject, _: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    got = s.probabilities(arrays["token_inputs"], arrays["kernel"])
+    close("probabilities", got, arrays["probs"], evidence, **ROUTER_BOUND)
+
+
+def _slot_of(decision: Decision, experts: int) -> ndarray:
+    """Return [G, T, E]: the slot of each kept (token, expert), else -1."""
+    groups, tokens, _ = decision.expert_index.shape
+    slot = np.full((groups, tokens, experts), -1, np.int64)
+    for g, t, j in np.argwhere(decision.kept):
+        slot[g, t, decision.expert_index[g, t, j]] = decision.position[g, t, j]
+    return slot
+
+
+def _masked_decision(s: Subject, case: VectorCase, arrays: Arrays, _: Evidence) -> None:
+    got = s.decide(arrays["probs"], **_options(case, arrays))
+    slot = _slot_of(got, case.config["num_experts"])
+    same("slot of each token at each expert", slot, arrays["dispatch_position"])
+    slots = np.arange(case.config["expert_capacity"])
+    same("dispatch_mask", slot[..., None] == slots, arrays["dispatch_mask"] != 0)
+
+
+def _masked_gates(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    got = s.decide(arrays["probs"], **_options(case, arrays))
+    gate = np.zeros(arrays["combine_gate"].shape)
+    for g, t, j in np.argwhere(got.kept):
+        gate[g, t, got.expert_index[g, t, j]] = got.gate[g, t, j]
+    close("gates", gate, arrays["combine_gate"], evidence, **ROUTER_BOUND)
+    combined = gate[..., None] * (arrays["dispatch_mask"] != 0)
+    close("combine_array", combined, arrays["combine_array"], evidence, **ROUTER_BOUND)
+
+
+def _masked_route(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    """From hidden states, by the near-tie rule; ignored padding is compared on its own."""
+    inputs, kernel = arrays["token_inputs"], arrays["kernel"]
+    options = _options(case, arrays)
+    mask = options.pop("padding_mask")
+    got = s.route(inputs, kernel, ignore_padding=mask is not None, **options)
+    wanted = routing.decide(arrays["probs"], **_options(case, arrays))
+    real = np.ones(inputs.shape[:2], bool) if mask is None else mask
+    logits, half = logit_band(inputs, kernel, s.arithmetic)
+    judged = [
+        np.where(real[..., None], d.expert_index, np.arange(options["k"])) for d in (got, wanted)
+    ]
+    decided = ~real | judge_choices(judged[0], logits, half, judged[1])
+    same("tokens without expert", (got.expert_index < 0).all(axis=-1), ~real)
+    evidence.judged(decided.size, int((~decided).sum()))
+    groups = decided.all(axis=-1)  # an undecided token may move every later slot of its group
+    slot = _slot_of(got, case.config["num_experts"])
+    same("slots from hidden states", slot[groups], arrays["dispatch_position"][groups])
+
+
+def _scatter_decision(s: Subject, case: VectorCase, arrays: Arrays, _: Evidence) -> None:
+    got = s.decide(arrays["probs"], function="decide_scatter", **_options(case, arrays))
+    wanted = arrays["dispatch_indices"]
+    same("expert_index", got.expert_index, wanted[..., 0])
+    same("kept", got.kept, wanted[..., 1] < case.config["expert_capacity"])
+    shown = got.position != -1
+    same("position", got.position[shown], wanted[..., 1][shown])
+
+
+def _scatter_gates(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    got = s.decide(arrays["probs"], function="decide_scatter", **_options(case, arrays))
+    weights = np.where(got.kept, got.gate, 0)
+    close("combine_weights", weights, arrays["combine_weights"], evidence, **ROUTER_BOUND)
+
+
+def _experts_choose(s: Subject, case: VectorCase, arrays: Arrays) -> tuple[ndarray, ndarray]:
+    got = s.experts_choose(
+        arrays["probs"],
+        capacity=case.config["expert_capacity"],
+        padding_mask=_mask(case, arrays),
+    )
+    mask = np.zeros(arrays["dispatch_mask"].shape, bool)
+    combined = np.zeros(mask.shape)
+    tokens = arrays["probs"].shape[1]
+    if ((got.token_index < 0) | (got.token_index >= tokens)).any():
+        raise Disagreement(f"token_index: must be in 0..{tokens - 1}")
+    group, expert, slot = np.indices(got.token_index.shape)
+    mask[group, got.token_index, expert, slot] = True
+    combined[group, got.token_index, expert, slot] = got.gate
+    return mask, combined
+
+
+def _experts_decision(s: Subject, case: VectorCase, arrays: Arrays, _: Evidence) -> None:
+    same("dispatch_mask", _experts_choose(s, case, arrays)[0], arrays["dispatch_mask"] != 0)
+
+
+def _experts_gates(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    combined = _experts_choose(s, case, arrays)[1]
+    close("combine_array", combined, arrays["combine_array"], evidence, **ROUTER_BOUND)
+
+
+def _balance_loss(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    mask = _mask(case, arrays)
+    rule = routing.decide_scatter if case.kind == "router_scatter" else routing.decide
+    index = rule(arrays["probs"], **_options(case, arrays)).expert_index
+    got = s.scalar("balance_loss", arrays["probs"], index, padding_mask=mask)
+    close("auxiliary_loss", got, arrays["auxiliary_loss"], evidence, **ROUTER_BOUND)
+
+
+def _router_z_loss(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+    got = s.scalar("router_z_loss", arrays["logits"], padding_mask=_mask(case, arrays))
+    close("router_z_loss", got, arrays["router_z_loss"], evidence, **ROUTER_BOUND)
+
+
+def _router_gradients(which: str) -> Comparison:
+    def run(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
+        options = _options(case, arrays)
+        mask = options.pop("padding_mask")
+        cotangent = arrays["cotangent"].sum(axis=-1)  # one slot at most of each (token, expert)
+        got = s.gradients(
+            "route_gradients",
+            (
+                arrays["token_inputs"],
+                arrays["kernel"],
+                cotangent if which == "combine" else np.zeros_like(cotangent),
+            ),
+            auxiliary_loss_factor=float(which == "aux"),
+            router_z_loss_factor=float(which == "z"),
+            ignore_padding=mask is not None,
+            **options,
+        )
+        for name, stored in (("inputs", "d_inputs"), ("router", "d_kernel")):
+            wanted = arrays[f"{stored}_{which}"]
+            close(f"{stored}_{which}", got[name], wanted, evidence, **ROUTER_GRADIENT_BOUND)
+
+    return run
+
+
+_ALL: dict[str, Comparison] = {
+    "probabilities": _probabilities,
+    "router_z_loss": _router_z_loss,
+}
+MASKED: Mapping[str, Comparison] = {
+    **_ALL,
+    "decision": _masked_decision,
+    "gates": _masked_gates,
+    "route": _masked_route,
+    "balance_loss": _balance_loss,
+    "gradients_combine": _router_gradients("combine"),
+    "gradients_aux": _router_gradients("aux"),
+    "gradients_z": _router_gradients("z"),
+}
+SCATTER: Mapping[str, Comparison] = {
+    **_ALL,
+    "decision": _scatter_decision,
+    "gates": _scatter_gates,
+    "balance_loss": _balance_loss,
+}
+EXPERTS_CHOOSE: Mapping[str, Comparison] = {
+    **_ALL,
+    "decision": _experts_decision,
+    "gates": _experts_gates,
+}
+"""Comparisons of each router by name."""
