@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openmoe_production import grouping, layers, losses, moe, programs, routing
-from openmoe_production.arguments import require_floats
+from openmoe_production.arguments import require_floats, require_integers
 from openmoe_spec import __version__, config
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
@@ -242,6 +242,9 @@ class Adapter:
             "expert_index": expert_index,
             "padding_mask": padding_mask,
         }
+        most = probabilities.shape[-1] - 1
+        index = jnp.asarray(expert_index)
+        require_integers("expert_index", index, "LOSS-13", least=-1, most=most)
         return float(_call(losses.balance_loss, "LOSS-13", arrays))
 
     def router_z_loss(self, logits: np.ndarray, *, padding_mask: np.ndarray | None = None) -> float:

@@ -53,3 +53,16 @@ def require_floats(name: str, array: jax.Array, clause: str, *, least: float | N
         raise RejectedError(name, clause, "must be finite, got infinity or not-a-number")
     if least is not None and (values < least).any():
         raise RejectedError(name, clause, f"must be {least:g} or more, got {values.min():g}")
+
+
+def require_integers(name: str, array: jax.Array, clause: str, *, least: int, most: int) -> None:
+    """Refuse other dtypes than integers; outside a trace also values outside `least`..`most`."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise RejectedError(name, clause, f"must hold integers, got {array.dtype}")
+    if isinstance(array, jax.core.Tracer):
+        return
+    values = np.asarray(array)
+    if values.min() < least or values.max() > most:
+        raise RejectedError(
+            name, clause, f"must be in {least}..{most}, got {values.min()}..{values.max()}"
+        )

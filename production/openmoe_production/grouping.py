@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from openmoe_production.arguments import require_count, require_factor
+from openmoe_production.arguments import require_count, require_factor, require_shape
 from openmoe_spec.errors import RejectedError
 
 
@@ -80,7 +80,12 @@ def to_groups(inputs: jax.Array, *, padded: tuple[int, int], group_size: int) ->
 
     Errors: RejectedError GROUP-09 when group_size does not divide the padded tokens.
     """
+    require_shape("inputs", inputs, {"B": None, "L": None, "D": None}, "GROUP-09")
     batch, length, width = inputs.shape
+    if padded[0] < batch or padded[1] < length:
+        raise RejectedError(
+            "padded", "GROUP-09", f"must be at least {(batch, length)}, got {padded}"
+        )
     require_count("group_size", group_size, "GROUP-09")
     if padded[0] * padded[1] % group_size:
         raise RejectedError(
@@ -95,5 +100,15 @@ def to_groups(inputs: jax.Array, *, padded: tuple[int, int], group_size: int) ->
 def from_groups(
     outputs: jax.Array, *, padded: tuple[int, int], shape: tuple[int, int]
 ) -> jax.Array:
-    """Return [G, T, D] as [B, L, D] with the padding cut off. Spec: GROUP-03, GROUP-05."""
+    """Return [G, T, D] as [B, L, D] with the padding cut off. Spec: GROUP-03, GROUP-05.
+
+    Errors: RejectedError GROUP-09 on shapes that do not match.
+    """
+    require_shape("outputs", outputs, {"G": None, "T": None, "D": None}, "GROUP-09")
+    if padded[0] * padded[1] != outputs.shape[0] * outputs.shape[1]:
+        raise RejectedError(
+            "padded", "GROUP-09", f"must have the tokens of {outputs.shape[:2]}, got {padded}"
+        )
+    if not (1 <= shape[0] <= padded[0] and 1 <= shape[1] <= padded[1]):
+        raise RejectedError("shape", "GROUP-09", f"must fit in {padded}, got {shape}")
     return outputs.reshape(*padded, outputs.shape[-1])[: shape[0], : shape[1]]

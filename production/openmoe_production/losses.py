@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from openmoe_production.arguments import require_floats, require_shape
+from openmoe_production.arguments import require_floats, require_integers, require_shape
 from openmoe_spec.records import Decision, ExpertsChoice
 
 
@@ -20,6 +20,7 @@ def balance_loss(
     require_floats("probabilities", probabilities, "LOSS-13")
     groups, tokens, num_experts = probabilities.shape
     require_shape("expert_index", expert_index, {"G": groups, "T": tokens, "K": None}, "LOSS-13")
+    require_integers("expert_index", expert_index, "LOSS-13", least=-1, most=num_experts - 1)
     if padding_mask is not None:
         probabilities = jnp.where(padding_mask[..., None], probabilities, 0)
     chosen = (expert_index[..., None] == jnp.arange(num_experts)).any(axis=2)  # [G, T, E]

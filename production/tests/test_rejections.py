@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openmoe_production import grouping, losses, moe, routing
+from openmoe_production import grouping, layers, losses, moe, routing
 from openmoe_production.adapter import Adapter
 from openmoe_spec.errors import RejectedError
 
@@ -128,6 +128,33 @@ CASES = {
     "no devices": (
         lambda: grouping.num_expert_replicas(0, num_expert_partitions=1, num_model_partitions=1),
         "device_count",
+        "GROUP-09",
+    ),
+    "a choice that is no expert": (
+        lambda: losses.balance_loss(UNIFORM, jnp.full((1, 3, 2), 4, jnp.int32)),
+        "expert_index",
+        "LOSS-13",
+    ),
+    "an expert of another width": (
+        lambda: layers.gated_mlp(
+            jnp.ones((2, 4, 5)), *(WEIGHTS[n] for n in ("wi_0", "wi_1", "wo"))
+        ),
+        "wi_1",
+        "MOE-11",
+    ),
+    "padding that shrinks": (
+        lambda: grouping.to_groups(jnp.ones((2, 6, 1)), padded=(2, 5), group_size=5),
+        "padded",
+        "GROUP-09",
+    ),
+    "groups of other tokens": (
+        lambda: grouping.from_groups(jnp.ones((2, 6, 1)), padded=(2, 5), shape=(2, 5)),
+        "padded",
+        "GROUP-09",
+    ),
+    "a cut that is larger": (
+        lambda: grouping.from_groups(jnp.ones((2, 6, 1)), padded=(2, 6), shape=(2, 7)),
+        "shape",
         "GROUP-09",
     ),
     "infinite logits": (lambda: losses.router_z_loss(ROWS * jnp.inf), "logits", "LOSS-13"),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import moe, routing
+from openmoe_reference.arguments import check_array, check_finite, check_record, check_within
 from openmoe_spec.records import Decision, ExpertsChoice
 
 
@@ -25,6 +26,11 @@ def router_gradients(
 
     Spec: ROUTE-26. Source: flaxformer routing.py::Router@c5bdc41, differentiated.
     """
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "G T D", sizes, "ROUTE-20")
+    check_array("kernel", kernel, "D E", sizes, "ROUTE-20")
+    check_array("probability_cotangent", probability_cotangent, "G T E", sizes, "ROUTE-20")
+    check_array("logit_cotangent", logit_cotangent, "G T E", sizes, "ROUTE-20")
     p = routing.softmax(routing.router_logits(inputs, kernel, dtype=np.float64))
     inner = (p * probability_cotangent).sum(axis=-1, keepdims=True)
     d_logits = p * (probability_cotangent - inner) + logit_cotangent  # all E terms
@@ -44,6 +50,16 @@ def loss_cotangents(
 
     Spec: LOSS-12. Source: routing.py::_load_balancing_loss, _router_z_loss@c5bdc41, differentiated.
     """
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "G T D", sizes, "LOSS-13")
+    check_array("kernel", kernel, "D E", sizes, "LOSS-13")
+    check_finite("balance", balance, "LOSS-13")
+    check_finite("z", z, "LOSS-13")
+    if padding_mask is not None:
+        check_array("padding_mask", padding_mask, "G T", sizes, "LOSS-13", kind="b")
+    if expert_index is not None:
+        check_array("expert_index", expert_index, "G T K", sizes, "LOSS-13", kind="i")
+        check_within("expert_index", expert_index, "LOSS-13", -1, sizes["E"] - 1)
     logits = routing.router_logits(inputs, kernel, dtype=np.float64)
     groups, tokens, experts = logits.shape
     real = np.ones((groups, tokens, 1)) if padding_mask is None else padding_mask[..., None]
@@ -72,6 +88,11 @@ def layer_gradients(
 
     Spec: MOE-09. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41, differentiated.
     """
+    sizes = moe.check_layer(inputs, parameters, "masked", "float64")
+    check_array("cotangent", cotangent, "G T D", sizes, "MOE-11")
+    if padding_mask is not None:
+        check_array("padding_mask", padding_mask, "G T", sizes, "MOE-11", kind="b")
+    check_record(decision, sizes, "MOE-11")
     x = inputs.astype(np.float64)
     weights = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     experts = weights["router"].shape[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_integer, check_positive
+from openmoe_reference.arguments import check_array, check_integer, check_pair, check_positive
 from openmoe_spec.errors import RejectedError
 
 
@@ -18,9 +20,13 @@ def num_expert_replicas(
     Errors: RejectedError GROUP-09 on a count below 1.
     Spec: GROUP-01. Source: flaxformer moe_layers.py::_num_expert_replicas@c5bdc41.
     """
-    check_integer("device_count", device_count, "GROUP-09", least=1)
-    check_integer("num_expert_partitions", num_expert_partitions, "GROUP-09", least=1)
-    check_integer("num_model_partitions", num_model_partitions, "GROUP-09", least=1)
+    device_count = check_integer("device_count", device_count, "GROUP-09", least=1)
+    num_expert_partitions = check_integer(
+        "num_expert_partitions", num_expert_partitions, "GROUP-09", least=1
+    )
+    num_model_partitions = check_integer(
+        "num_model_partitions", num_model_partitions, "GROUP-09", least=1
+    )
     return max(1, device_count // (num_expert_partitions * num_model_partitions))
 
 
@@ -31,9 +37,9 @@ def padded_shape(batch: int, length: int, *, multiple: int) -> tuple[int, int]:
     Errors: RejectedError GROUP-09 on a size below 1.
     Spec: GROUP-01, GROUP-02. Source: flaxformer moe_layers.py::_maybe_pad@c5bdc41.
     """
-    check_integer("batch", batch, "GROUP-09", least=1)
-    check_integer("length", length, "GROUP-09", least=1)
-    check_integer("multiple", multiple, "GROUP-09", least=1)
+    batch = check_integer("batch", batch, "GROUP-09", least=1)
+    length = check_integer("length", length, "GROUP-09", least=1)
+    multiple = check_integer("multiple", multiple, "GROUP-09", least=1)
     if batch * length % multiple == 0:
         return batch, length
     rows, columns = 1, 1
@@ -55,10 +61,12 @@ def num_groups(
     Errors: RejectedError GROUP-09 on a size below 1 or when no number of groups fits.
     Spec: GROUP-04. Source: flaxformer moe_layers.py::_num_groups@c5bdc41.
     """
-    check_integer("num_tokens", num_tokens, "GROUP-09", least=1)
-    check_integer("max_group_size", max_group_size, "GROUP-09", least=1)
-    check_integer("num_experts", num_experts, "GROUP-09", least=1)
-    check_integer("num_expert_replicas", num_expert_replicas, "GROUP-09", least=1)
+    num_tokens = check_integer("num_tokens", num_tokens, "GROUP-09", least=1)
+    max_group_size = check_integer("max_group_size", max_group_size, "GROUP-09", least=1)
+    num_experts = check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    num_expert_replicas = check_integer(
+        "num_expert_replicas", num_expert_replicas, "GROUP-09", least=1
+    )
     multiple = num_experts * num_expert_replicas
     if num_tokens % multiple:
         raise RejectedError(
@@ -85,12 +93,17 @@ def expert_capacity(
     Errors: RejectedError GROUP-09 on a size below 1 or a factor that is not above 0.
     Spec: GROUP-06, GROUP-07. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41.
     """
-    check_integer("tokens_per_group", tokens_per_group, "GROUP-09", least=1)
-    check_integer("num_experts", num_experts, "GROUP-09", least=1)
-    check_positive("capacity_factor", capacity_factor, "GROUP-09")
-    check_integer("min_expert_capacity", min_expert_capacity, "GROUP-09", least=1)
+    tokens_per_group = check_integer("tokens_per_group", tokens_per_group, "GROUP-09", least=1)
+    num_experts = check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    factor = check_positive("capacity_factor", capacity_factor, "GROUP-09")
+    min_expert_capacity = check_integer(
+        "min_expert_capacity", min_expert_capacity, "GROUP-09", least=1
+    )
     # Python's round is half to even: 4.5 -> 4, 5.5 -> 6.
-    return max(round(capacity_factor * tokens_per_group / num_experts), min_expert_capacity)
+    exact = factor * tokens_per_group / num_experts
+    if not math.isfinite(exact):
+        raise RejectedError("capacity_factor", "GROUP-09", f"is too large, got {capacity_factor}")
+    return max(round(exact), min_expert_capacity)
 
 
 def capacity_factor(
@@ -98,8 +111,11 @@ def capacity_factor(
 ) -> float:
     """Return the factor in force: the training flag decides, whatever the dropout rate.
 
+    Errors: RejectedError GROUP-09 on either factor that is not a finite number above 0.
     Spec: GROUP-08. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41 (`enable_dropout`).
     """
+    check_positive("train_capacity_factor", train_capacity_factor, "GROUP-09")
+    check_positive("eval_capacity_factor", eval_capacity_factor, "GROUP-09")
     return train_capacity_factor if training else eval_capacity_factor
 
 
@@ -112,6 +128,8 @@ def to_groups(
     Errors: RejectedError GROUP-09 when padding would shrink or G does not divide the tokens.
     Spec: GROUP-03, GROUP-05. Source: flaxformer moe_layers.py::MoeLayer, _maybe_pad@c5bdc41.
     """
+    check_array("inputs", inputs, "B L D", {}, "GROUP-09", kind="any")
+    check_pair("padded", padded, "GROUP-09")
     batch, length, width = inputs.shape
     rows, columns = padded[0] - batch, padded[1] - length
     if rows < 0 or columns < 0:
@@ -119,7 +137,7 @@ def to_groups(
             "padded", "GROUP-09", f"must be at least {inputs.shape[:2]}, got {padded}"
         )
     tokens = padded[0] * padded[1]
-    check_integer("num_groups", num_groups, "GROUP-09", least=1)
+    num_groups = check_integer("num_groups", num_groups, "GROUP-09", least=1)
     if tokens % num_groups:
         raise RejectedError(
             "num_groups", "GROUP-09", f"must divide the {tokens} tokens, got {num_groups}"
@@ -133,6 +151,16 @@ def from_groups(
 ) -> Shaped[ndarray, "B L D"]:
     """Undo `to_groups`: back to [B, L, D] with the padding cut off.
 
+    Errors: RejectedError GROUP-09 on shapes that do not match.
     Spec: GROUP-03, GROUP-05. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41.
     """
+    check_array("outputs", outputs, "G T D", {}, "GROUP-09", kind="any")
+    rows, columns = check_pair("padded", padded, "GROUP-09")
+    batch, length = check_pair("shape", shape, "GROUP-09")
+    if rows * columns != outputs.shape[0] * outputs.shape[1]:
+        raise RejectedError(
+            "padded", "GROUP-09", f"must have the tokens of {outputs.shape[:2]}, got {padded}"
+        )
+    if batch > rows or length > columns:
+        raise RejectedError("shape", "GROUP-09", f"must fit in {padded}, got {shape}")
     return outputs.reshape(*padded, outputs.shape[-1])[: shape[0], : shape[1]]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_array
+from openmoe_reference.arguments import check_array, check_record, check_within
 from openmoe_spec.records import Decision, ExpertsChoice
 
 
@@ -31,6 +31,7 @@ def balance_loss(
     if padding_mask is not None:
         check_array("padding_mask", padding_mask, "G T", sizes, "LOSS-13", kind="b")
         probabilities = probabilities * padding_mask[..., None].astype(probabilities.dtype)
+    check_within("expert_index", expert_index, "LOSS-13", -1, sizes["E"] - 1)
     experts = np.arange(sizes["E"])
     chosen = (expert_index[..., None] == experts).any(axis=2)  # [G, T, E]; -1 matches none
     share = chosen.mean(axis=1, dtype=probabilities.dtype)  # f [G, E]
@@ -67,10 +68,17 @@ def metrics(
 ) -> dict[str, np.floating]:
     """Return the five scalars that the layer sows, by the names of `records.METRICS`.
 
-    Where nothing is dispatched, or no token is real, the quotients are not-a-number.
+    A quotient of zeros is not-a-number; where no token is real but padding was dispatched, the
+    fraction left behind is minus infinity.
     Errors: RejectedError LOSS-13 on non-finite values or shapes that do not match.
     Spec: LOSS-01..LOSS-11. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
     """
+    sizes: dict[str, int] = {}
+    check_array("logits", logits, "G T E", sizes, "LOSS-13")
+    check_array("probabilities", probabilities, "G T E", sizes, "LOSS-13")
+    if padding_mask is not None:
+        check_array("padding_mask", padding_mask, "G T", sizes, "LOSS-13", kind="b")
+    check_record(decision, sizes, "LOSS-13")
     real = probabilities.dtype.type
     groups, tokens, num_experts = probabilities.shape
     counted = groups * tokens if padding_mask is None else int(padding_mask.sum())

@@ -13,8 +13,16 @@ from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 
 from openmoe_reference import grouping, losses, routing
-from openmoe_reference.arguments import check_array, check_choice, check_names
+from openmoe_reference.arguments import (
+    check_array,
+    check_choice,
+    check_integer,
+    check_names,
+    check_record,
+    check_within,
+)
 from openmoe_reference.layers import DTYPES, gated_mlp
+from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
@@ -39,6 +47,11 @@ def moe(
     Spec: MOE-01..MOE-08, MOE-10, MOE-14. Source: moe_layers.py::MoeLayer.
     """
     sizes = check_layer(inputs, parameters, router, expert_dtype)
+    check_integer("k", k, "ROUTE-20", least=1, most=sizes["E"])
+    check_integer("capacity", capacity, "ROUTE-20", least=1)
+    if decision is not None:
+        slot = {"C": capacity} if isinstance(decision, ExpertsChoice) else {"K": k}
+        check_record(decision, sizes | slot, "ROUTE-20")
     mask = routing.padding_mask(inputs) if ignore_padding else None
     wide = np.float64 if expert_dtype == "float64" else np.float32
     logits = routing.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)
@@ -85,6 +98,8 @@ def slots(
     This one table serves all three routers; it replaces upstream's [G, T, E, C] masks.
     Spec: MOE-01, MOE-04, ROUTE-09. Source: routing.py (dispatch_mask, combine_array).
     """
+    check_integer("num_experts", num_experts, "MOE-11", least=1)
+    check_record(decision, {"E": num_experts}, "MOE-11")
     if isinstance(decision, ExpertsChoice):
         return decision.token_index, decision.gate
     groups = len(decision.expert_index)
@@ -103,6 +118,10 @@ def dispatch(
 
     Spec: MOE-01. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
     """
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "G T D", sizes, "MOE-11", kind="any")
+    check_array("token", token, "G E C", sizes, "MOE-11", kind="i")
+    check_within("token", token, "MOE-11", -1, sizes["T"] - 1)
     rows = np.stack([group[index] for group, index in zip(inputs, token, strict=True)])
     return np.where(token[..., None] >= 0, rows, np.zeros((), inputs.dtype))
 
@@ -119,6 +138,12 @@ def combine(
     A token with no slot gets exact zeros; weights are not renormalised after drops.
     Spec: MOE-04, MOE-05, MOE-06. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
     """
+    sizes: dict[str, int] = {}
+    check_array("expert_outputs", expert_outputs, "G E C D", sizes, "MOE-11")
+    check_array("token", token, "G E C", sizes, "MOE-11", kind="i")
+    check_array("weight", weight, "G E C", sizes, "MOE-11")
+    check_integer("tokens", tokens, "MOE-11", least=1)
+    check_within("token", token, "MOE-11", -1, tokens - 1)
     groups, _, _, width = expert_outputs.shape
     output = np.zeros((groups, tokens, width), weight.dtype)
     for g, e, c in np.argwhere(token >= 0):
@@ -152,7 +177,11 @@ def moe_layer(
     sizes: dict[str, int] = {}
     check_array("inputs", inputs, "B L D", sizes, "MOE-11")
     check_names("parameters", parameters, PARAMETERS, "MOE-11")
-    num_experts = check_array("router", parameters["router"], "D E", sizes, "MOE-11").shape[1]
+    check_array("parameters['router']", parameters["router"], "D E", sizes, "MOE-11")
+    num_experts = sizes["E"]
+    num_expert_replicas = check_integer(
+        "num_expert_replicas", num_expert_replicas, "GROUP-09", least=1
+    )
     padded = grouping.padded_shape(
         sizes["B"], sizes["L"], multiple=num_experts * num_expert_replicas
     )
@@ -216,4 +245,10 @@ def check_layer(
         ("wo", "E F D"),
     ):
         check_array(f"parameters[{name!r}]", parameters[name], shape, sizes, "MOE-11")
+    if sizes["2F"] != 2 * sizes["F"]:
+        raise RejectedError(
+            "parameters['wi_0']",
+            "MOE-11",
+            f"must be twice as wide as wi_1 ({sizes['F']}), got {sizes['2F']}",
+        )
     return sizes

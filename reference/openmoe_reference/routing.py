@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_array, check_integer
+from openmoe_reference.arguments import check_array, check_integer, check_record, check_within
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision, ExpertsChoice
 
@@ -30,15 +30,21 @@ def router_logits(
     Errors: RejectedError ROUTE-20 on non-finite values or shapes that do not match.
     Spec: ROUTE-02, ROUTE-16, ROUTE-17. Source: routing.py::Router._compute_router_probabilities.
     """
+    if dtype not in {np.float32, np.float64}:
+        raise RejectedError("dtype", "ROUTE-20", f"must be float32 or float64, got {dtype!r}")
     sizes: dict[str, int] = {}
     check_array("inputs", inputs, "G T D", sizes, "ROUTE-20")
     check_array("kernel", kernel, "D E", sizes, "ROUTE-20")
-    x = inputs.astype(dtype)
     if noise is not None:
-        x = x * check_array("noise", noise, "G T D", sizes, "ROUTE-20").astype(dtype)
-    w = kernel.astype(dtype)
-    # One product a group: the bits of a group's logits cannot depend on its neighbours.
-    return np.stack([group @ w for group in x])  # [T, D] @ [D, E] -> [T, E]
+        check_array("noise", noise, "G T D", sizes, "ROUTE-20")
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: refused below
+        x = inputs.astype(dtype)
+        if noise is not None:
+            x = x * noise.astype(dtype)
+        w = kernel.astype(dtype)
+        # One product a group: the bits of a group's logits cannot depend on its neighbours.
+        logits = np.stack([group @ w for group in x])  # [T, D] @ [D, E] -> [T, E]
+    return check_array("logits", logits, "G T E", sizes, "ROUTE-20")
 
 
 def softmax(logits: Float[ndarray, "G T E"]) -> Float[ndarray, "G T E"]:
@@ -185,8 +191,13 @@ def decide_positions(
     Spec: ROUTE-07, ROUTE-08, ROUTE-14, ROUTE-15.
     Source: routing.py::TokensChooseMaskedRouter._compute_routing_instructions.
     """
+    check_integer("num_experts", num_experts, "ROUTE-20", least=1)
+    sizes: dict[str, int] = {}
+    check_array("expert_index", expert_index, "G T K", sizes, "ROUTE-20", kind="i")
+    check_within("expert_index", expert_index, "ROUTE-20", -1, num_experts - 1)
     groups, tokens, k = expert_index.shape
     if batch_prioritized:
+        check_array("gate", gate, "G T K", sizes, "ROUTE-20")
         # Best first choice first; equals keep token order. Only the queue is permuted.
         order = np.argsort(-gate[..., 0], axis=-1, kind="stable")  # [G, T]
         expert_index = np.take_along_axis(expert_index, order[..., None], axis=1)
@@ -206,4 +217,5 @@ def combine_weights(decision: Decision) -> Shaped[ndarray, "G T K"]:
 
     Spec: ROUTE-10, MOE-04. Source: routing.py::TokensChooseMaskedRouter.
     """
+    check_record(decision, {}, "ROUTE-20")
     return np.where(decision.kept, decision.gate, np.zeros_like(decision.gate))

@@ -19,6 +19,7 @@ CLASSES = {
 """Clause classes by letter (CONF-03)."""
 
 _HEAD = re.compile(r"\*\*\[([A-Z]+-\d\d)\] \(([A-Z])\)\*\* ")
+_BOLD_ID = re.compile(r"\*\*\[([A-Z]+[-\d]*)")
 _CHAPTER = re.compile(r"## \d+ (.+)")
 
 
@@ -52,12 +53,15 @@ def parse(text: str) -> list[Clause]:
     chapter = ""
     for block in re.split(r"\n\s*\n", text):
         flat = " ".join(block.split())
+        inside = _BOLD_ID.search(flat, 1)
+        if inside:
+            raise SpecTextError(f"{inside.group(1)} must begin its own paragraph: {flat[:60]!r}")
         if match := _CHAPTER.fullmatch(flat):
             chapter = match.group(1)
         elif match := _HEAD.match(flat):
             clauses.append(_clause(match.group(1), match.group(2), chapter, flat[match.end() :]))
-        elif re.search(r"\*\*\[[A-Z]", flat):
-            raise SpecTextError(f"a clause must begin its own paragraph: {flat[:60]!r}")
+        elif _BOLD_ID.match(flat):
+            raise SpecTextError(f"a clause must begin **[AREA-01] (E)**: {flat[:60]!r}")
     seen: set[str] = set()
     for clause in clauses:
         if clause.id in seen:

@@ -188,11 +188,12 @@ def _illegal(_: Profile) -> Iterator[Case]:
     yield {"probabilities": probabilities * np.nan, "expert_index": index}
     yield {"probabilities": probabilities[0], "expert_index": index}
     yield {"probabilities": probabilities, "expert_index": index[:, :2]}
+    yield {"probabilities": probabilities, "expert_index": index + 4}
 
 
 @check("LOSS-13", "rejects_invalid_input", "balance_loss", cases=_illegal)
 def illegal_balance_inputs_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
-    """Not finite, or of shapes that do not match: raises."""
+    """Not finite, of shapes that do not match, or an expert that is none: raises."""
     must_reject(
         "balance_loss with wrong arguments",
         lambda: subject.call("balance_loss", case["probabilities"], case["expert_index"]),
