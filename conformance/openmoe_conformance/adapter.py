@@ -8,10 +8,13 @@ The guide is `conformance/README.md`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,16 +119,66 @@ def load(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
         adapter = found() if isinstance(found, type) else found
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--implementation {name}: {error}") from error
-    except Exception as error:  # whatever the stranger's module does while loading
-        raise UsageError(f"--implementation {name}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the stranger's module does while loading
+        hint = "; write the module without .py" if module_name.endswith(".py") else ""
+        raise UsageError(f"--implementation {name}: {describe(error)}{hint}") from error
     if not any(callable(getattr(adapter, function, None)) for function in FUNCTIONS):
         raise UsageError(
             f"--implementation {name}: offers none of {', '.join(FUNCTIONS)}; "
             "conformance/README.md shows how an adapter looks"
         )
     return adapter
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, with the innermost place that is no library's and not the kit's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _FOREIGN.intersection(Path(f.filename).parts)]
+    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place}"
+
+
+_FOREIGN = frozenset(
+    ("site-packages", "openmoe_conformance", "importlib", "<frozen importlib._bootstrap>")
+)
+
+
+def misspelt(adapter: Any) -> list[str]:
+    """Return a note for each public method or keyword that is almost one of the protocol."""
+    notes = []
+    for name in sorted(n for n in dir(adapter) if not n.startswith("_")):
+        method = getattr(adapter, name, None)
+        if not callable(method):
+            continue
+        if name in FUNCTIONS:
+            protocol = FUNCTIONS[name]
+            known = (*protocol.arguments, *protocol.required, *protocol.optional)
+            notes += [
+                f"{name}() takes {keyword}; did you mean {near}?"
+                for keyword in _keywords(method)
+                if (near := _near(keyword, known))
+            ]
+        elif near := _near(name, tuple(FUNCTIONS)):
+            notes.append(f"{name}() is no function of the protocol; did you mean {near}()?")
+    return notes
+
+
+def _near(name: str, known: tuple[str, ...]) -> str:
+    found = difflib.get_close_matches(name, known, 1, 0.85)
+    return found[0] if found and name not in known else ""
+
+
+def _keywords(method: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+class ExitedError(Exception):
+    """The implementation called sys.exit: an error like any other, not the end of the run."""
 
 
 def offers(adapter: Any, need: str) -> str | None:
@@ -157,7 +210,23 @@ def call(adapter: Any, function: str, *arguments: Any, **keywords: Any) -> Any:
             passed[keyword] = value
         elif keyword in protocol.required or not _is_default(value, protocol.optional[keyword]):
             raise UnsupportedError(f"{function}() takes no {keyword}")
-    return method(*arguments, **passed)
+    lent = [_lend(argument) for argument in arguments]
+    try:
+        return method(*lent, **{name: _lend(value) for name, value in passed.items()})
+    except SystemExit as error:
+        raise ExitedError(f"{function}() called sys.exit({error.code!r})") from error
+
+
+_SMALL = 2**20
+"""Bytes up to which an array is lent as a copy: what it is compared with must stay as it was."""
+
+
+def _lend(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy() if value.nbytes <= _SMALL else value
+    if isinstance(value, dict):
+        return {name: _lend(inner) for name, inner in value.items()}
+    return value
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -7,6 +7,7 @@ item as the report prints it. A line that matches nothing is an error.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def read(path: Path) -> list[Expectation]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--expected-failures {path}: {error}") from error
-    expected = []
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--expected-failures {path}: {reason}") from error
+    expected: list[Expectation] = []
     known = clauses.load()
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -45,22 +47,31 @@ def read(path: Path) -> list[Expectation]:
             raise UsageError(f"{path}:{number}: write it as `CLAUSE  https://issue  # reason`")
         if ":" not in match["id"] and match["id"] not in known:
             raise UsageError(f"{path}:{number}: there is no clause {match['id']}")
+        if match["id"] in {line.id for line in expected}:
+            raise UsageError(f"{path}:{number}: {match['id']} stands there twice")
         expected.append(Expectation(number, match["id"], match["url"]))
     return expected
 
 
-def apply(expected: list[Expectation], results: list[Result], path: Path) -> list[Result]:
-    """Return the results with expected failures marked, and passes of wholly passing lines too.
+def apply(
+    expected: list[Expectation], results: list[Result], path: Path, *, selected: Container[str]
+) -> tuple[list[Result], list[str]]:
+    """Return the results with expected failures marked, and complaints of lines that match nothing.
 
-    Errors: UsageError when a line matches no executed result.
+    A line whose failures all pass makes an unexpected pass. Lines of clauses that were not
+    `selected` for this run say nothing about it.
     """
-    changed = list(results)
+    changed, complaints = list(results), []
     for expectation in expected:
         covered = [i for i, result in enumerate(changed) if expectation.covers(result)]
         executed = [i for i in covered if changed[i].outcome is not Outcome.SKIPPED]
         if not executed:
-            why = "every such check was skipped" if covered else "nothing of that name was run"
-            raise UsageError(f"{path}:{expectation.line}: {expectation.id} matches nothing: {why}")
+            asked = expectation.id in selected or ":" in expectation.id
+            if asked:
+                why = "every such item was skipped" if covered else "nothing of that name was run"
+                where = f"{path}:{expectation.line}"
+                complaints.append(f"{where}: {expectation.id} matches nothing: {why}")
+            continue
         failed = [
             i
             for i in executed
@@ -74,4 +85,4 @@ def apply(expected: list[Expectation], results: list[Result], path: Path) -> lis
             changed[first] = replace(
                 changed[first], outcome=Outcome.XPASS, message=message, url=expectation.url
             )
-    return changed
+    return changed, complaints

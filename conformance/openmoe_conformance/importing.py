@@ -23,7 +23,8 @@ def import_set(source: Path, target: Path) -> dict[str, int]:
     try:
         index = json.loads((source / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{source}/index.json: cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or "is no JSON"
+        raise UsageError(f"{source}/index.json: {reason}") from error
     provenance = {
         "program": index.get("oracle"),
         "python": index.get("python"),
@@ -33,7 +34,10 @@ def import_set(source: Path, target: Path) -> dict[str, int]:
     chapters: dict[str, list[VectorCase]] = {}
     cases = upstream_cases(source, index) if isinstance(index, dict) else None
     if cases is None:
-        raise UsageError(f"{source}/index.json: is of no upstream layout that is documented")
+        raise UsageError(
+            f"{source}/index.json: is of no upstream layout; a set in the project's own layout "
+            "needs no import"
+        )
     for case in cases:
         if case.faults:
             raise UsageError(case.faults[0])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from openmoe_conformance.adapter import describe
 from openmoe_conformance.checks.moe import LAYER_BOUND
 from openmoe_conformance.compare import close, judge_choices, logit_band
 from openmoe_conformance.outcome import (
@@ -74,7 +75,7 @@ class _Pass:
         except Disagreement as finding:
             self.outcome[item] = Outcome.FAIL, str(finding)
         except Exception as error:  # noqa: BLE001 - an adapter may raise anything
-            self.outcome[item] = Outcome.ERROR, f"{type(error).__name__}: {error}"[:300]
+            self.outcome[item] = Outcome.ERROR, describe(error)
 
 
 def base_layer(vocabulary_size: int, seed: int = 0) -> tuple[ndarray, dict[str, ndarray]]:

@@ -59,6 +59,7 @@ def build(
             "url": subject.url,
             "arithmetic": asdict(subject.arithmetic),
             "functions": list(subject.functions),
+            "notes": list(subject.notes),
         },
         "verdict": {"exit_code": code, "line": _verdict(subject, results, planned, code)},
         "ledger": {
@@ -119,15 +120,16 @@ def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: in
     counts = ledger(planned, results).counts
     executed = len(results) - counts[Outcome.SKIPPED]
     tail = f", {counts[Outcome.SKIPPED]} skipped" if counts[Outcome.SKIPPED] else ""
-    if counts[Outcome.XFAIL]:
-        tail += f", failing as expected {counts[Outcome.XFAIL]}"
+    expected = counts[Outcome.XFAIL]
     unbalanced = f"{len(results)} results where {planned} are owed"
     if code == 0:
         clauses_run = {r.clause for r in results if r.outcome is not Outcome.SKIPPED and r.clause}
+        but = f" but {expected} known to fail" if expected else ""
         return (
-            f"HOLDS: {subject.name} conforms in all {executed} executed items of "
-            f"{len(clauses_run)} clauses{tail}"
+            f"HOLDS: {subject.name} conforms in all {executed} executed items{but}, of "
+            f"{len(clauses_run)} clause{'s' * (len(clauses_run) != 1)}{tail}"
         )
+    tail += f", {expected} known to fail" if expected else ""
     if code == 1:
         bad = [
             r

@@ -65,16 +65,19 @@ def _clauses(report: Mapping[str, Any], console: Console) -> None:
     if table.row_count:
         console.print(table)
     not_run = [row["id"] for row in report["clauses"] if row["outcome"] == "not run"]
-    if not_run:
+    if len(not_run) > _MOST_IDS:
+        _line(console, f"{len(not_run)} clauses were not decided by this run", "dim")
+    elif not_run:
         _line(console, f"Not decided by this run: {', '.join(not_run)}", "dim")
 
 
 def _error(row: Mapping[str, Any]) -> str:
     if row["error"] is None:
-        return "exact" if row["executed"] else ""
+        return "exact" if row["outcome"] in ("pass", "expected failure") else ""
     return f"{row['error']:.2g}"
 
 
+_MOST_IDS = 10
 _BEFORE_TEXT = 66
 """Columns that the table needs left of the clause's text."""
 

@@ -25,7 +25,7 @@ Progress = Callable[[int, int, Result], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. `jobs` above 1 needs `implementation` to be a name that can be loaded again."""
+    """What to run. An `implementation` that has a name is loaded in `jobs` other processes."""
 
     implementation: str
     profile: Profile = field(default=PROFILES["quick"])
@@ -62,29 +62,48 @@ def run(
 def _execute(
     options: Options, subject: Subject, units: list[Unit]
 ) -> Iterator[tuple[int, list[Result]]]:
-    if options.jobs <= 1 or len(units) <= 1:
+    """Yield each unit's number and results; an implementation that can be named runs elsewhere."""
+    if not options.implementation:
         for number, unit in enumerate(units):
             yield number, run_unit(unit, subject, options.settings)
         return
+    left = dict(enumerate(units))
+    with _pool(options, min(options.jobs, len(units)) or 1) as pool:
+        running = {pool.submit(_run_in_worker, unit): number for number, unit in left.items()}
+        for future in as_completed(running):
+            try:
+                found = future.result()
+            except BrokenProcessPool:
+                break
+            del left[running[future]]
+            yield running[future], found
+    # The implementation ended a process. Each unit that is left has one of its own, so that the
+    # one at fault, and no other, is an error.
+    for number, unit in left.items():
+        with _pool(options, 1) as pool:
+            try:
+                yield number, pool.submit(_run_in_worker, unit).result()
+            except BrokenProcessPool:
+                yield number, _lost(unit, subject)
+
+
+def _pool(options: Options, jobs: int) -> ProcessPoolExecutor:
     # Spawned, not forked: an implementation may have started threads that a fork would lose.
     context = multiprocessing.get_context("spawn")
     arguments = (options.implementation, options.settings)
-    with ProcessPoolExecutor(options.jobs, context, _start_worker, arguments) as pool:
-        running = {pool.submit(_run_in_worker, unit): n for n, unit in enumerate(units)}
-        for future in as_completed(running):
-            number = running[future]
-            try:
-                yield number, future.result()
-            except BrokenProcessPool:
-                yield number, _lost(units[number], "the implementation ended its process")
+    return ProcessPoolExecutor(jobs, context, _start_worker, arguments)
 
 
-def _lost(unit: Unit, message: str) -> list[Result]:
-    checks = {check.name: check for check in all_checks()}
-    found = [
-        Result(f"check:{n}", checks[n].clause, Outcome.ERROR, Source.CHECK, message=message)
-        for n in unit.checks
-    ]
+def _lost(unit: Unit, subject: Subject) -> list[Result]:
+    message = "the implementation ended its process"
+    found = []
+    for check in all_checks() if unit.checks else []:
+        if check.name in unit.checks:
+            lacking = subject.lacks(check.needs)
+            outcome = Outcome.SKIPPED if lacking else Outcome.ERROR
+            text = lacking or message
+            item = f"check:{check.name}"
+            found.append(Result(item, check.clause, outcome, Source.CHECK, message=text))
     if unit.case is not None:
         found += [
             Result(item, clause, Outcome.ERROR, Source.VECTOR, message=message)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import time
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
+from openmoe_conformance.adapter import describe
 from openmoe_conformance.checks import Case, Check
 from openmoe_conformance.outcome import (
     UNDECIDED_BUDGET,
@@ -81,7 +81,7 @@ def judge(
     except Flaky:
         outcome, message = Outcome.FAIL, "the same input gave another answer the second time"
     except Exception as error:  # noqa: BLE001 - an adapter may raise anything
-        outcome, message = Outcome.ERROR, _where(error)
+        outcome, message = Outcome.ERROR, describe(error)
     if outcome is Outcome.PASS and evidence.tokens:
         share = evidence.undecided / evidence.tokens
         if share > UNDECIDED_BUDGET:
@@ -160,14 +160,6 @@ def _enumerate(
     return drive
 
 
-def _where(error: Exception) -> str:
-    """Return the error in one line with the innermost place that is not the kit's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{place}"
-
-
 # ---- saved cases ---------------------------------------------------------------------------
 
 
@@ -196,7 +188,8 @@ def load_case(path: Path) -> tuple[str, Case]:
             note = json.loads(str(file["__case__"]))
             case: Case = {name: file[name] for name in file.files if name != "__case__"}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not a saved failure of this kit ({error})") from error
+        reason = getattr(error, "strerror", None) or "not a saved failure of this kit"
+        raise UsageError(f"{path}: {reason}") from error
     return note["check"], case | note["values"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from openmoe_conformance import vector_layers, vector_routers
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.subject import Subject
-from openmoe_conformance.vector_calls import compare_call
+from openmoe_conformance.vector_calls import compare_call, malformed
 from openmoe_conformance.vector_cases import Arrays, Comparison, VectorCase
 from openmoe_conformance.vector_layers import STORED_PARAMETERS
 from openmoe_spec.records import METRICS
@@ -51,6 +51,28 @@ REQUIRED_ARRAYS: Mapping[str, tuple[str, ...]] = {
 """Arrays that a case of each kind must hold."""
 
 
+_SIZES = ("num_experts", "num_expert_replicas", "max_group_size", "tokens_per_group", "num_groups")
+_PADDING = ("batch", "seq", "padded_batch", "padded_seq")
+_ROUTER = ("num_experts", "expert_capacity", "ignore_padding_tokens")
+_TOKENS_CHOOSE = (*_ROUTER, "num_selected_experts", "batch_prioritized_routing")
+REQUIRED_CONFIG: Mapping[str, tuple[str, ...]] = {
+    "router_masked": _TOKENS_CHOOSE,
+    "router_scatter": _TOKENS_CHOOSE,
+    "router_experts_choose": _ROUTER,
+    "moe_layer": (
+        *(*_SIZES, *_PADDING, "expert_capacity", "train", "in_dtype"),
+        *("train_capacity_factor", "eval_capacity_factor"),
+        *("aux_loss_factor", "router_z_loss_factor"),
+    ),
+    "group_sizes": (*_SIZES, *_PADDING, "capacity_factor", "capacity"),
+    "replicas": (
+        *("device_count", "num_expert_partitions", "num_model_partitions"),
+        "num_expert_replicas",
+    ),
+}
+"""Keys that the config of a case of each kind must hold."""
+
+
 def missing(case: VectorCase) -> str:
     """Return what a case lacks, naming file and case; empty when it is whole."""
     where = f"{case.set_name}/index.json, case {case.id}"
@@ -62,7 +84,11 @@ def missing(case: VectorCase) -> str:
     lacking = sorted(set(REQUIRED_ARRAYS.get(case.kind, ())) - set(case.arrays))
     if lacking:
         return f"{where}: lacks array {', '.join(lacking)}"
-    return ""
+    lacking = sorted(set(REQUIRED_CONFIG.get(case.kind, ())) - set(case.config))
+    if lacking:
+        return f"{where}: its config lacks {', '.join(lacking)}"
+    wrong = malformed(case) if case.kind == "call" else ""
+    return f"{where}: {wrong}" if wrong else ""
 
 
 def compare(

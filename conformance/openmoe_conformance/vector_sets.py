@@ -33,11 +33,11 @@ def open_set(folder: Path) -> list[VectorCase]:
     Errors: UsageError when it is no folder of vectors at all.
     """
     if not folder.is_dir():
-        raise UsageError(f"--vectors {folder}: no such folder")
+        raise UsageError(f"{folder}: no such folder of vectors")
     indexes = [folder / "index.json"] if (folder / "index.json").exists() else []
     indexes = indexes or sorted(folder.glob("*/index.json"))
     if not indexes:
-        raise UsageError(f"--vectors {folder}: holds no index.json, nor do its folders")
+        raise UsageError(f"{folder}: holds no index.json, nor do its folders")
     cases: list[VectorCase] = []
     for index in indexes:
         cases += _open_index(index)

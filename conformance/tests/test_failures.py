@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from openmoe_conformance import expected_failures, running
+from openmoe_conformance import expected_failures, planning, running
 from openmoe_conformance.checks import all_checks
 from openmoe_conformance.mutants.routing import NeverDrops, TokenMajorQueue
 from openmoe_conformance.outcome import Outcome, UsageError
@@ -77,6 +77,11 @@ def results(implementation, clause):
     return [run_check(c, subject, settings) for c in all_checks() if c.clause == clause]
 
 
+def apply(expected, found, path, selected=None):
+    everything = planning.Everything()
+    return expected_failures.apply(expected, found, path, selected=selected or everything)
+
+
 def listed(tmp_path, text):
     path = tmp_path / "known.txt"
     path.write_text(text, encoding="utf-8")
@@ -85,7 +90,8 @@ def listed(tmp_path, text):
 
 def test_a_listed_failure_is_expected_and_carries_its_issue(tmp_path):
     expected, path = listed(tmp_path, "# ours\n\nROUTE-09  https://issues.example/7  # drops\n")
-    found = expected_failures.apply(expected, results(NeverDrops(), "ROUTE-09"), path)
+    found, complaints = apply(expected, results(NeverDrops(), "ROUTE-09"), path)
+    assert not complaints
     marked = [r for r in found if r.outcome is Outcome.XFAIL]
     assert marked
     assert {r.url for r in marked} == {"https://issues.example/7"}
@@ -94,14 +100,28 @@ def test_a_listed_failure_is_expected_and_carries_its_issue(tmp_path):
 
 def test_a_listed_failure_that_passes_is_an_unexpected_pass(tmp_path):
     expected, path = listed(tmp_path, "ROUTE-09  https://issues.example/7\n")
-    found = expected_failures.apply(expected, results(ReferenceAdapter(), "ROUTE-09"), path)
+    found, _ = apply(expected, results(ReferenceAdapter(), "ROUTE-09"), path)
     assert [r.outcome for r in found].count(Outcome.XPASS) == 1
 
 
 def test_a_line_that_matches_nothing_is_an_error(tmp_path):
     expected, path = listed(tmp_path, "MOE-07  https://issues.example/7\n")
-    with pytest.raises(UsageError, match=r"known\.txt:1: MOE-07 matches nothing"):
-        expected_failures.apply(expected, results(ReferenceAdapter(), "ROUTE-09"), path)
+    found = results(ReferenceAdapter(), "ROUTE-09")
+    changed, complaints = apply(expected, found, path)
+    assert changed == found
+    assert len(complaints) == 1
+    assert "known.txt:1: MOE-07 matches nothing" in complaints[0]
+
+
+def test_a_line_of_a_clause_that_was_not_selected_says_nothing(tmp_path):
+    expected, path = listed(tmp_path, "MOE-07  https://issues.example/7\n")
+    found = results(ReferenceAdapter(), "ROUTE-09")
+    assert apply(expected, found, path, selected={"ROUTE-09"}) == (found, [])
+
+
+def test_a_clause_listed_twice_is_bad_usage(tmp_path):
+    with pytest.raises(UsageError, match=r"known\.txt:2: ROUTE-09 stands there twice"):
+        listed(tmp_path, "ROUTE-09 https://issues.example/7\nROUTE-09 https://issues.example/8\n")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,113 @@ def test_results_do_not_depend_on_the_number_of_processes():
     assert any(outcome is Outcome.FAIL for _, outcome, *_ in outcomes[0])
 
 
+class Exits:
+    def decide(self, probabilities, *, k, capacity):
+        sys.exit(0)
+
+
+def test_an_adapter_that_calls_exit_is_an_error_and_not_the_end_of_the_run():
+    results, planned = run(Exits())
+    assert ledger(planned, results).balanced
+    assert exit_code(results, planned) == 1
+    errors = {r.message for r in results if r.outcome is Outcome.ERROR}
+    assert all(message.startswith("ExitedError: decide() called sys.exit(0)") for message in errors)
+    assert len(errors) == 1
+
+
+class WritesIntoItsArguments(ReferenceAdapter):
+    def decide(self, probabilities, **options):
+        found = super().decide(probabilities, **options)
+        probabilities[...] = 0
+        return found
+
+
+def test_what_an_implementation_does_to_its_arguments_does_not_reach_the_comparison():
+    results, planned = run(WritesIntoItsArguments(), clauses=frozenset({"ROUTE-04", "ROUTE-10"}))
+    assert exit_code(results, planned) == 0
+
+
+class WithoutKept:
+    """A decision may leave `kept` out."""
+
+    def decide(self, probabilities, *, k, capacity):
+        found = routing.decide(probabilities, k=k, capacity=capacity)
+        position = np.where(found.kept, found.position, -1)
+        return {"expert_index": found.expert_index, "gate": found.gate, "position": position}
+
+
+def test_kept_may_be_left_out_everywhere():
+    results, planned = run(WithoutKept(), vectors=vector_sets.built_in())
+    assert exit_code(results, planned) == 0
+    assert sum(r.outcome is Outcome.PASS for r in results) > 50
+
+
+class Misspelt:
+    def probabilties(self, inputs, kernel):
+        return None
+
+    def decide(self, probabilities, *, k, capacity, batch_prioritised=False, extra=1):
+        return routing.decide(probabilities, k=k, capacity=capacity)
+
+
+def test_what_looks_misspelt_is_noted():
+    assert Subject(Misspelt()).notes == [
+        "decide() takes batch_prioritised; did you mean batch_prioritized?",
+        "probabilties() is no function of the protocol; did you mean probabilities()?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "must return an object or a mapping with expert_index, gate, position; lacks"),
+        ((1, 2), "got tuple"),
+        ({"expert": 1}, "got dict with expert"),
+    ],
+)
+def test_a_malformed_record_says_what_came_instead(answer, message):
+    class Odd:
+        def decide(self, probabilities, *, k, capacity):
+            return answer
+
+    results, _ = run(Odd(), clauses=frozenset({"ROUTE-07"}))
+    assert message in results[0].message
+
+
+def test_an_index_that_is_no_expert_is_a_failure_that_says_so():
+    class Beyond:
+        def decide(self, probabilities, *, k, capacity):
+            found = routing.decide(probabilities, k=k, capacity=capacity)
+            return {**vars(found), "expert_index": found.expert_index + 100}
+
+    results, _ = run(Beyond(), clauses=frozenset({"ROUTE-04"}))
+    (failed,) = [r for r in results if r.outcome is Outcome.FAIL][:1]
+    assert "must be below" in failed.message
+
+
+@pytest.mark.parametrize("declared", ["float8", 3, {"accum": 1e-8}, {"logits": "x"}, {"logits": 2}])
+def test_an_unknown_arithmetic_is_bad_usage(declared):
+    class Odd(ReferenceAdapter):
+        arithmetic = declared
+
+    with pytest.raises(UsageError, match=r"adapter\.arithmetic"):
+        Subject(Odd())
+
+
+def test_an_arithmetic_may_name_some_roundoffs_alone():
+    coarse = ReferenceAdapter()
+    coarse.arithmetic = {"logits": 2.0**-11}
+    assert Subject(coarse).arithmetic.logits == 2.0**-11
+
+
+def test_rejecting_must_be_declared_by_a_boolean():
+    class Odd(ReferenceAdapter):
+        rejects_invalid_input = "yes"
+
+    with pytest.raises(UsageError, match="rejects_invalid_input"):
+        Subject(Odd())
+
+
 ENDS_ITS_PROCESS = """
 import os
 from openmoe_conformance.reference_adapter import ReferenceAdapter
@@ -160,8 +269,11 @@ def test_an_implementation_that_ends_its_process_is_an_error(tmp_path, monkeypat
     options = runner.Options(name, profile=QUICK, clauses=wanted, jobs=2)
     results, planned = runner.run(options, Subject(adapter.load(name)))
     assert ledger(planned, results).balanced
-    outcomes = {row.outcome for row in results if row.clause == "ROUTE-21"}
-    assert outcomes == {Outcome.ERROR}
+    ended = {row.clause for row in results if row.outcome is Outcome.ERROR}
+    assert ended == {"ROUTE-21", "ROUTE-22"}
+    assert {r.message for r in results if r.outcome is Outcome.ERROR} == {
+        "the implementation ended its process"
+    }
     assert exit_code(results, planned) == 1
 
 

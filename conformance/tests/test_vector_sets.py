@@ -126,6 +126,40 @@ def test_unknown_kinds_and_paths_that_leave_the_folder_are_refused(routing, fiel
     assert "case masked_000" in faults(results)[0].message
 
 
+def test_a_missing_key_of_the_config_is_named(routing):
+    edit(routing, lambda i: i["cases"][0]["config"].pop("num_experts"))
+    results, code = run(routing)
+    assert code == 2
+    assert "case masked_000: its config lacks num_experts" in faults(results)[0].message
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """A copy of the worked examples that may be broken."""
+    name = "worked_examples"
+    shutil.copytree(vector_sets.built_in() / name, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(function="nosuch"), "there is no function 'nosuch'"),
+        (lambda config: config["arguments"].update(names=1), "configuration has no argument names"),
+        (lambda config: config["arguments"].clear(), "configuration needs the argument name"),
+        (lambda config: config.pop("expected"), "must have either an expected answer or rejected"),
+        (lambda config: config.update(rejected=True), "must have either an expected answer"),
+    ],
+)
+def test_a_malformed_call_is_named_and_not_the_implementations_fault(examples, change, message):
+    edit(examples, lambda index: change(index["cases"][0]["config"]))
+    results, code = run(examples)
+    assert code == 2
+    (fault,) = faults(results)
+    assert "worked_examples/index.json, case configuration_base: " in fault.message
+    assert message in fault.message
+
+
 def test_a_repeated_id_is_refused(routing):
     edit(routing, lambda i: i["cases"].append(i["cases"][0]))
     results, code = run(routing)

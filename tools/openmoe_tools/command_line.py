@@ -31,22 +31,22 @@ app.add_typer(vectors_app, name="vectors")
 
 BAD_USAGE = 3
 
-Implementation = Annotated[
-    str,
-    typer.Option(
-        "--implementation",
-        "-i",
-        metavar="MODULE:ADAPTER",
-        help="What to test: `production`, `reference`, or package.module:Adapter.",
-    ),
-]
+IMPLEMENTATION = typer.Option(
+    "--implementation",
+    "-i",
+    metavar="MODULE:ADAPTER",
+    help="What to test: `production` (default), `reference`, or package.module:Adapter.",
+)
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 
 
 @app.command()
 def conform(
-    implementation: Implementation = "production",
-    profile: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
+    implementation: Annotated[str | None, IMPLEMENTATION] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="quick, standard (default; --mutants: quick) or exhaustive."),
+    ] = None,
     vectors: Annotated[
         Path | None, typer.Option(help="Run this folder of vectors, and nothing else.")
     ] = None,
@@ -76,9 +76,14 @@ def conform(
     """Check an implementation against every clause, all vectors and real text."""
     from openmoe_tools import conforming  # noqa: PLC0415 - each command imports what it needs
 
+    if mutants and (implementation or vectors or clause or expected_failures or junit or html):
+        raise UsageError(
+            "--mutants runs the kit's own planted bugs: of the other options only --profile, "
+            "--json, --seed and --jobs go with it"
+        )
     request = conforming.Request(
-        implementation=implementation,
-        profile=profile,
+        implementation=implementation or "production",
+        profile=profile or ("quick" if mutants else "standard"),
         vectors=vectors,
         clauses=tuple(clause or ()),
         real_input=real_input,
@@ -96,7 +101,7 @@ def conform(
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A failing input that `openmoe conform` saved.")],
-    implementation: Implementation = "production",
+    implementation: Annotated[str, IMPLEMENTATION] = "production",
     json: JsonFile = None,
 ) -> None:
     """Run one saved failing input again."""
@@ -171,7 +176,7 @@ def main() -> None:
         message = error.format_message().rstrip(".")
         _complain(f"{message}; `openmoe --help` shows what there is")
     except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted")
+        _complain("interrupted: nothing was decided")
     except OSError as error:
         _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
     else:

@@ -35,6 +35,7 @@ from openmoe_conformance.outcome import Outcome, Result, Source, UsageError, exi
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.subject import Subject
 from openmoe_spec import clauses
+from openmoe_tools import files
 from openmoe_tools.data import tokenizer
 from openmoe_tools.data.corpus import CorpusError
 
@@ -71,9 +72,8 @@ def conform(request: Request) -> int:
     expected = (
         expected_failures.read(request.expected_failures) if request.expected_failures else []
     )
-    for file in (request.json, request.junit, request.html):
-        if file is not None and not file.parent.is_dir():
-            raise UsageError(f"{file}: its folder does not exist")
+    files.writable(request.json, request.junit, request.html)
+    files.folder(request.failures)
     name = ALIASES.get(request.implementation, request.implementation)
     subject = Subject(_load(request.implementation, name))
     console = _console()
@@ -84,6 +84,8 @@ def conform(request: Request) -> int:
         markup=False,
         soft_wrap=True,
     )
+    for note in subject.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     options = runner.Options(
         implementation=name,
         profile=profile,
@@ -103,8 +105,11 @@ def conform(request: Request) -> int:
         kept = [result for result in found if result.clause in wanted]
         results += kept
         planned += real_input.count_items() - (len(found) - len(kept))
+    complaints: list[str] = []
     if request.expected_failures:
-        results = expected_failures.apply(expected, results, request.expected_failures)
+        results, complaints = expected_failures.apply(
+            expected, results, request.expected_failures, selected=wanted
+        )
     made = report.build(
         subject,
         results,
@@ -116,9 +121,11 @@ def conform(request: Request) -> int:
         real_input=figures,
     )
     report_terminal.render(made, console)
-    _write(request.json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
-    _write(request.junit, lambda: report_junit.render(made))
-    _write(request.html, lambda: report_html.render(made))
+    files.write(request.json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
+    files.write(request.junit, lambda: report_junit.render(made))
+    files.write(request.html, lambda: report_html.render(made))
+    if complaints:
+        raise UsageError("; ".join(complaints))
     code: int = made["verdict"]["exit_code"]
     return code
 
@@ -126,7 +133,9 @@ def conform(request: Request) -> int:
 def mutants(request: Request) -> int:
     """Run every mutant, print the kill matrix; 1 when one survives. Errors: UsageError."""
     profile = _profile(request.profile)
+    files.writable(request.json)
     console = _console()
+    console.print(f"openmoe conform --mutants: profile {profile.name}", highlight=False)
     with _progress(console, "mutants") as step:
         rows = kill_matrix.run(
             profile,
@@ -135,13 +144,14 @@ def mutants(request: Request) -> int:
             progress=step,
         )
     kill_matrix.render(rows, console)
-    _write(request.json, lambda: json_module.dumps(kill_matrix.as_json(rows), indent=1) + "\n")
+    files.write(request.json, lambda: json_module.dumps(kill_matrix.as_json(rows), indent=1) + "\n")
     return 0 if rows and all(row.killed for row in rows) else 1
 
 
 def replay(file: Path, implementation: str, json: Path | None) -> int:
     """Run one saved case again; return the exit code. Errors: UsageError."""
     checks = all_checks()
+    files.writable(json)
     running.load_case(file)  # complain of the file before loading an implementation
     name = ALIASES.get(implementation, implementation)
     subject = Subject(_load(implementation, name))
@@ -160,7 +170,7 @@ def replay(file: Path, implementation: str, json: Path | None) -> int:
     for key, value in case.items():
         console.print(f"{key} = {value}", highlight=False, markup=False)
     report_terminal.render(made, console)
-    _write(json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
+    files.write(json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
     return exit_code([result], 1)
 
 
@@ -180,7 +190,12 @@ def _clauses(names: tuple[str, ...]) -> Any:
     known = clauses.load()
     for name in names:
         if name not in known:
-            raise UsageError(f"--clause {name}: SPEC.md has no such clause")
+            raise UsageError(
+                f"--clause {name}: SPEC.md has no such clause; write it as ROUTE-04, and repeat "
+                "--clause for more than one"
+            )
+        if not known[name].normative:
+            raise UsageError(f"--clause {name}: it is informative, so there is nothing to run")
     return frozenset(names) if names else planning.Everything()
 
 
@@ -242,18 +257,6 @@ def _skipped(reason: str) -> list[Result]:
         for name, factor in real_input.PASSES
         for item, clause in real_input.ITEMS.items()
     ]
-
-
-def _write(path: Path | None, render: Callable[[], str]) -> None:
-    """Write under a temporary name first: what has the final name is complete."""
-    if path is None:
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(render(), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from openmoe_conformance import importing, vector_sets
 from openmoe_conformance.outcome import UsageError
+from openmoe_tools import files
 
 
 def list_cases(folder: Path | None, json: Path | None) -> int:
     """Print the cases, a line each; return 2 when one of them cannot be used."""
+    files.writable(json)
     cases = vector_sets.open_set(folder or vector_sets.built_in())
     rows = []
     for case in cases:
@@ -35,8 +37,7 @@ def list_cases(folder: Path | None, json: Path | None) -> int:
         )
     kinds = Counter(case.kind or "(later chapter)" for case in cases)
     print(f"{len(cases)} cases: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
-    if json is not None:
-        json.write_text(json_module.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    files.write(json, lambda: json_module.dumps(rows, indent=1) + "\n")
     return 2 if any(case.faults for case in cases) else 0
 
 

@@ -56,6 +56,15 @@ def assert_one_line(found, *words):
         (("conform", "-i", "reference", "--seed", "x"), ("seed",)),
         (("conform", "-i", "reference", "--seed", "-1"), ("seed",)),
         (("conform", "-i", "reference", "--jobs", "-1"), ("jobs",)),
+        (("conform", "-i", "reference", "--json", "."), ("folder",)),
+        (("conform", "-i", "reference", "--json", ""), ("folder",)),
+        (("conform", "-i", "reference", "--json", "a", "--html", "a"), ("one file",)),
+        (("conform", "-i", "reference", "--clause", "JUDGE-01"), ("informative",)),
+        (("conform", "-i", "mine.py:A"), ("without .py",)),
+        (("conform", "--mutants", "-i", "reference"), ("--mutants",)),
+        (("conform", "--mutants", "--clause", "ROUTE-07"), ("--mutants",)),
+        (("replay", "nowhere.npz", "--json", "."), ("folder",)),
+        (("vectors", "list", "--json", "."), ("folder",)),
         (("replay", "nowhere.npz", "-i", "reference"), ("nowhere.npz",)),
         (("vectors", "list", "nowhere"), ("nowhere",)),
         (("vectors", "import", "nowhere", "here"), ("nowhere",)),
@@ -150,12 +159,14 @@ def test_expected_failures_turn_a_known_defect_into_exit_code_0(tmp_path):
 
 
 def test_a_line_that_matches_nothing_is_bad_usage(tmp_path):
-    (tmp_path / "known.txt").write_text("MOE-07  https://issues.example/1\n")
+    (tmp_path / "known.txt").write_text("check:moe.ghost  https://issues.example/1\n")
     found = openmoe(
         *("conform", *REFERENCE, "--clause", "GROUP-06", "--expected-failures", "known.txt"),
         cwd=tmp_path,
     )
-    assert_one_line(found, "known.txt:1", "matches nothing")
+    assert found.returncode == 3
+    assert "known.txt:1: check:moe.ghost matches nothing" in found.stderr
+    assert "HOLDS" in found.stdout  # the report comes all the same
 
 
 def test_vectors_can_be_exported_listed_and_run(tmp_path):
@@ -198,6 +209,26 @@ def test_an_adapter_in_the_current_folder_is_found(tmp_path):
     assert found.returncode == 1
     assert "clauses GROUP-06" in found.stdout
     assert "skipped" in found.stdout
+
+
+@pytest.mark.parametrize("statement", ["sys.exit(0)", "os._exit(0)"])
+def test_an_adapter_that_ends_the_process_is_never_green(tmp_path, statement):
+    text = ADAPTER.replace("        return max", f"        {statement}\n        return max")
+    (tmp_path / "mine.py").write_text("import os, sys\n" + text, encoding="utf-8")
+    found = openmoe(
+        *("conform", "-i", "mine:Adapter", "--profile", "quick", "--no-real-input"),
+        *("--jobs", "1", "--clause", "GROUP-06"),
+        cwd=tmp_path,
+    )
+    assert found.returncode == 1
+    assert "DOES NOT HOLD" in found.stdout
+
+
+def test_a_module_that_exits_while_it_is_imported_is_bad_usage(tmp_path):
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
+    assert_one_line(
+        openmoe("conform", "-i", "mine:Adapter", cwd=tmp_path), "SystemExit", "mine.py:2"
+    )
 
 
 WITHOUT_JAX = """

@@ -1,0 +1,39 @@
+"""Files that a command writes: refused before the work starts, complete when they have their name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from openmoe_conformance.outcome import UsageError
+
+
+def writable(*paths: Path | None) -> None:
+    """Refuse a path that is a folder, lies in none, or is given twice. Errors: UsageError."""
+    given = [path for path in paths if path is not None]
+    for path in given:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist")
+    if len({path.resolve() for path in given}) < len(given):
+        raise UsageError(f"{given[0]}: two reports cannot go into one file")
+
+
+def folder(path: Path | None) -> None:
+    """Refuse a path that is no folder and cannot become one. Errors: UsageError."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: is no folder")
+
+
+def write(path: Path | None, render: Callable[[], str]) -> None:
+    """Write under a temporary name first: what has the final name is complete."""
+    if path is None:
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(render(), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
