@@ -136,11 +136,13 @@ def _implementation(implementation: Mapping[str, Any]) -> str:
     return _facts(
         (
             ("Name", _text(implementation["name"])),
+            ("Loaded", f"<code>{_text(implementation['loaded'])}</code>"),
             ("Version", _text(implementation["version"])),
             ("Address", _link(implementation["url"])),
             ("Roundoffs", ", ".join(f"{_text(name)} {_roundoff(u)}" for name, u in arithmetic)),
             ("Offers", ", ".join(f"<code>{_text(name)}</code>" for name in offered)),
             ("Lacks", ", ".join(f"<code>{_text(name)}</code>" for name in missing)),
+            ("Notes", "<br>".join(_text(note) for note in implementation["notes"])),
         )
     )
 
