@@ -22,6 +22,10 @@ class Variant(ReferenceAdapter):
         """Return what is ranked, best highest, equals by lower index."""
         return probabilities
 
+    def select(self, probabilities: ndarray, k: int) -> ndarray:
+        """Return the chosen experts [G, T, K]."""
+        return np.argsort(-self.scores(probabilities), axis=-1, kind="stable")[..., :k]
+
     def queue(self, expert_index: ndarray, gate: ndarray, experts: int) -> ndarray:
         """Return positions [G, T, K]."""
         return routing.decide_positions(expert_index, gate, experts, False)
@@ -47,7 +51,7 @@ class Variant(ReferenceAdapter):
         batch_prioritized: bool = False,
     ) -> Decision:
         routing.decide(probabilities, k=k, capacity=capacity, padding_mask=padding_mask)
-        index = np.argsort(-self.scores(probabilities), axis=-1, kind="stable")[..., :k]
+        index = self.select(probabilities, k)
         gate = np.take_along_axis(probabilities, index, axis=-1)
         if padding_mask is not None:
             gate = np.where(padding_mask[..., None], gate, 0)
@@ -127,11 +131,9 @@ class JitterOnLogits(ReferenceAdapter):
 class TiesToHigherIndex(Variant):
     """Equal probabilities go to the higher expert index."""
 
-    def decide(self, probabilities: ndarray, **options: Any) -> Decision:
-        turned = super().decide(np.ascontiguousarray(probabilities[..., ::-1]), **options)
-        last = probabilities.shape[-1] - 1
-        index = np.where(turned.expert_index < 0, -1, last - turned.expert_index)
-        return replace(turned, expert_index=index)
+    def select(self, probabilities: ndarray, k: int) -> ndarray:
+        turned = super().select(np.ascontiguousarray(probabilities[..., ::-1]), k)
+        return probabilities.shape[-1] - 1 - turned
 
 
 @mutant("ROUTE-04")
@@ -158,22 +160,19 @@ class RanksByLogit(ReferenceAdapter):
 class ChoicesInIndexOrder(Variant):
     """A token's choices are listed by expert index."""
 
-    def decide(self, probabilities: ndarray, **options: Any) -> Decision:
-        found = super().decide(probabilities, **options)
-        return replace(found, expert_index=np.sort(found.expert_index, axis=-1))
+    def select(self, probabilities: ndarray, k: int) -> ndarray:
+        return np.sort(super().select(probabilities, k), axis=-1)
 
 
 @mutant("ROUTE-19")
 class ApproximateTopK(Variant):
     """One token in twenty gets its third expert instead of its second."""
 
-    def decide(self, probabilities: ndarray, **options: Any) -> Decision:
-        found = super().decide(probabilities, **options)
-        index = np.array(found.expert_index)
-        k = index.shape[-1]
-        if probabilities.shape[-1] > k > 1:
-            index[:, 7::20, k - 1] = np.argsort(-probabilities, axis=-1, kind="stable")[:, 7::20, k]
-        return replace(found, expert_index=index)
+    def select(self, probabilities: ndarray, k: int) -> ndarray:
+        index = super().select(probabilities, k)
+        if 1 < k < probabilities.shape[-1]:
+            index[:, 7::20, k - 1] = super().select(probabilities, k + 1)[:, 7::20, k]
+        return index
 
 
 @mutant("ROUTE-19")
