@@ -58,6 +58,24 @@ def experts_multiply_three_projections(subject: Subject, case: Case, evidence: E
     close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
 
 
+def _square_experts(_: Profile) -> Iterator[Case]:
+    # D = F: weights that were transposed or exchanged still fit.
+    for seed in range(3):
+        inputs = np.random.default_rng(seed).normal(size=(2, 5, 4)).astype(np.float32)
+        yield {"inputs": inputs} | strategies.expert_weights(seed, 2, width=4, hidden=4)
+
+
+@check("MOE-02", "expert", cases=_square_experts)
+def square_weights_are_used_as_they_are(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """With D = F nothing is transposed, and wi_1 and wo are not exchanged."""
+    weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
+    wide = [weight.astype(np.float64) for weight in weights]
+    wanted = layers.gated_mlp(case["inputs"].astype(np.float64), *wide, dtype="float64")
+    got = subject.array("expert", case["inputs"].shape, case["inputs"], *weights)
+    close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
+    evidence.examples += 1
+
+
 @check("MOE-02", "expert", cases=strategies.layers())
 def experts_are_cubic_and_have_no_bias(subject: Subject, case: Case, evidence: Evidence) -> None:
     """Far from 0 doubling x multiplies the output by 8 (silu is then linear or 0); 0 gives 0."""

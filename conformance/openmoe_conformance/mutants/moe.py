@@ -70,6 +70,17 @@ class TextbookSwiGLU(_Expert):
 
 
 @mutant("MOE-02")
+class SquareWeightsAreTransposed(ReferenceAdapter):
+    """Where D = F, wo is read as [D, F]: a conversion that only checks shapes."""
+
+    def expert(
+        self, inputs: ndarray, wi_0: ndarray, wi_1: ndarray, wo: ndarray, *, dtype: str = "float32"
+    ) -> ndarray:
+        turned = wo.swapaxes(1, 2) if wo.shape[1] == wo.shape[2] else wo
+        return super().expert(inputs, wi_0, wi_1, np.ascontiguousarray(turned), dtype=dtype)
+
+
+@mutant("MOE-02")
 class GeluInsteadOfSilu(_Expert):
     """The gate is a tanh-form gelu."""
 

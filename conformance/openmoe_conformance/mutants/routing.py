@@ -223,6 +223,14 @@ class SecondChoicesBackwards(Variant):
         return np.concatenate([first, rest], axis=-1)
 
 
+@mutant("ROUTE-07")
+class AlwaysPrioritises(ReferenceAdapter):
+    """Batch-prioritised routing is on although it was not asked for."""
+
+    def decide(self, probabilities: ndarray, **options: Any) -> Decision:
+        return super().decide(probabilities, **options | {"batch_prioritized": True})
+
+
 @mutant("ROUTE-08")
 class EachChoiceHasItsOwnQueue(Variant):
     """Second choices are counted from 0 again."""
