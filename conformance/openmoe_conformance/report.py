@@ -124,9 +124,9 @@ def _verdict(subject: Subject, results: Sequence[Result], planned: int, code: in
     unbalanced = f"{len(results)} results where {planned} are owed"
     if code == 0:
         clauses_run = {r.clause for r in results if r.outcome is not Outcome.SKIPPED and r.clause}
-        but = f" but {expected} known to fail" if expected else ""
+        but = f" but {expected} known to fail," if expected else ""
         return (
-            f"HOLDS: {subject.name} conforms in all {executed} executed items{but}, of "
+            f"HOLDS: {subject.name} conforms in all {executed} executed items{but} of "
             f"{len(clauses_run)} clause{'s' * (len(clauses_run) != 1)}{tail}"
         )
     tail += f", {expected} known to fail" if expected else ""

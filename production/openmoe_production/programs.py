@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def operations(function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
@@ -22,7 +21,7 @@ def operations(function: Callable[..., Any], *arguments: Any) -> list[dict[str, 
     return list(_walk(jax.make_jaxpr(function)(*arguments).jaxpr))
 
 
-def _walk(jaxpr: Jaxpr) -> Iterator[dict[str, Any]]:
+def _walk(jaxpr: Any) -> Iterator[dict[str, Any]]:
     for equation in jaxpr.eqns:
         yield {
             "name": equation.primitive.name,
@@ -32,10 +31,10 @@ def _walk(jaxpr: Jaxpr) -> Iterator[dict[str, Any]]:
         }
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    yield from _walk(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    yield from _walk(inner)
+                # Closed or open: JAX 0.10 has two classes for inner programs, 0.12 one.
+                program = getattr(inner, "jaxpr", inner)
+                if hasattr(program, "eqns"):
+                    yield from _walk(program)
 
 
 _LEVELS = ("default", "high", "highest")
