@@ -18,7 +18,7 @@ from openmoe_conformance.profile import Profile
 from openmoe_conformance.vector_cases import SCHEMA, VectorCase
 
 HEAVY = ("gradients", "route")
-"""Comparisons (by first word) of which the quick profile runs every third case."""
+"""Comparisons (by first word) of which the quick profile runs every sixth case."""
 
 
 @dataclass(frozen=True)

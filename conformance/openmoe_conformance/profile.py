@@ -29,7 +29,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", 25, 2048, 256, 8192, 2, 3),
+        Profile("quick", 25, 2048, 256, 4096, 2, 6),
         Profile("standard", 100, 8192, 2000, 204_800, 4, 1),
         Profile("exhaustive", 1000, 65_536, 4000, 1_048_576, 16, 1),
     )

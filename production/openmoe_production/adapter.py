@@ -308,6 +308,11 @@ def _route_gradients(
     return jax.grad(loss, argnums=(0, 1))(inputs, kernel)
 
 
+_ROUTES = (routing.logits_and_probabilities, _route, moe.moe)
+"""Take whole groups, and are compiled in one way whatever their size: the bits of their routing may
+not depend on how many groups share a call (ROUTE-17)."""
+
+
 def _ways(
     decision: Decision | ExpertsChoice, tokens: int, num_experts: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -343,7 +348,8 @@ def _call(
             least = 0 if name == "probabilities" else None
             require_floats(name, array, clause, least=least)
     size = sum(array.size for array in jax.tree.leaves(moved) if isinstance(array, jax.Array))
-    return _jitted(function, tuple(sorted(options)), size < _TINY)(**moved, **options)
+    plain = size < _SMALL and function not in _ROUTES
+    return _jitted(function, tuple(sorted(options)), plain)(**moved, **options)
 
 
 def _require_float32(probabilities: np.ndarray) -> None:
@@ -353,14 +359,14 @@ def _require_float32(probabilities: np.ndarray) -> None:
         )
 
 
-_TINY = 2**15
-"""Elements below which a program is compiled without LLVM optimisation: it runs for microseconds
-and compiles for half a second. The same XLA program, so the same operations in the same order."""
+_SMALL = 2**15
+"""Elements below which a program runs for microseconds: compiled without LLVM's optimisation, which
+takes most of the time that a short run has."""
 
 
 @cache
 def _jitted(
-    function: Callable[..., Any], static: tuple[str, ...], tiny: bool
+    function: Callable[..., Any], static: tuple[str, ...], plain: bool
 ) -> Callable[..., Any]:
-    unoptimised = {"xla_backend_optimization_level": 0}
-    return jax.jit(function, static_argnames=static, compiler_options=unoptimised if tiny else None)
+    options = {"xla_backend_optimization_level": 0} if plain else None
+    return jax.jit(function, static_argnames=static, compiler_options=options)
