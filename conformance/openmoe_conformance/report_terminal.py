@@ -23,7 +23,7 @@ _STYLE = {
     "not run": "dim",
 }
 _QUIET = ("pass", "skipped")
-_MOST_FINDINGS = 20
+_MOST_OF_A_CLAUSE = 2
 
 
 def render(report: Mapping[str, Any], console: Console) -> None:
@@ -139,18 +139,38 @@ def _real_input(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _findings(report: Mapping[str, Any], console: Console) -> None:
-    found = [r for r in report["results"] if r["outcome"] not in _QUIET]
+    """Print what went wrong by clause: clauses that a check caught first, in the order of SPEC.md."""
+    order = {row["id"]: number for number, row in enumerate(report["clauses"])}
     texts = {row["id"]: row["text"] for row in report["clauses"]}
-    for result in found[:_MOST_FINDINGS]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for result in report["results"]:
+        if result["outcome"] not in _QUIET:
+            found.setdefault(result["clause"], []).append(result)
+    for results in found.values():
+        results.sort(key=_source)
+
+    def rank(clause: str) -> tuple[int, int]:
+        return _source(found[clause][0]), order.get(clause, len(order))
+
+    for clause in sorted(found, key=rank):
         console.print()
-        head = Text(f"{result['outcome'].upper()} ", _STYLE[result["outcome"]])
-        console.print(head + Text(f"{result['clause']} {result['item']}", "bold"), soft_wrap=True)
-        if result["clause"] in texts:
-            _line(console, f"  {texts[result['clause']]}", "italic")
-        _line(console, f"  {result['message']}")
-        if result["url"]:
-            _line(console, f"  {result['url']}")
-        if result["replay"]:
-            _line(console, f"  {replay_command(report, result)}")
-    if len(found) > _MOST_FINDINGS:
-        console.print(f"\n... and {len(found) - _MOST_FINDINGS} more; --json FILE holds all")
+        _line(console, f"{clause or 'no clause'}  {texts.get(clause, '')}", "bold")
+        for result in found[clause][:_MOST_OF_A_CLAUSE]:
+            _finding(report, result, console)
+        if len(found[clause]) > _MOST_OF_A_CLAUSE:
+            more = len(found[clause]) - _MOST_OF_A_CLAUSE
+            _line(console, f"  ... and {more} more of {clause}; --json FILE holds all", "dim")
+
+
+def _source(result: Mapping[str, Any]) -> int:
+    return ("check", "real input", "vector").index(result["source"])
+
+
+def _finding(report: Mapping[str, Any], result: Mapping[str, Any], console: Console) -> None:
+    head = Text(f"  {result['outcome'].upper()} ", _STYLE[result["outcome"]])
+    console.print(head + Text(result["item"]), soft_wrap=True)
+    _line(console, f"    {result['message']}")
+    if result["url"]:
+        _line(console, f"    {result['url']}")
+    if result["replay"]:
+        _line(console, f"    {replay_command(report, result)}")
