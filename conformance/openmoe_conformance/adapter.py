@@ -26,13 +26,17 @@ from openmoe_conformance.outcome import UsageError
 class Function:
     """One function of the adapter: its positional arguments, and its keywords' defaults.
 
-    A keyword whose value equals its default is passed only when the function takes it.
+    A keyword whose value equals its default is passed only when the function takes it, and one
+    with the default ANY is never missed: it says what the arrays show too.
     """
 
     arguments: tuple[str, ...]
     required: tuple[str, ...]
     optional: Mapping[str, Any]
 
+
+ANY = object()
+"""Default of a keyword that may be left out whatever its value."""
 
 _ROUTING = {"padding_mask": None, "batch_prioritized": False}
 _LAYER = {
@@ -84,7 +88,7 @@ FUNCTIONS: Mapping[str, Function] = {
     # the layer
     "dispatch": Function(("inputs", "decision"), ("num_experts",), {}),
     "expert": Function(("inputs", "wi_0", "wi_1", "wo"), (), {"dtype": "float32"}),
-    "combine": Function(("expert_outputs", "decision"), (), {"num_experts": None}),
+    "combine": Function(("expert_outputs", "decision"), (), {"num_experts": ANY}),
     "moe": Function(("inputs", "parameters"), ("k", "capacity"), {**_LAYER, "noise": None}),
     "moe_layer": Function(("inputs", "parameters"), ("training",), {**_DERIVED, **_LAYER}),
     "moe_gradients": Function(
@@ -230,6 +234,8 @@ def _lend(value: Any) -> Any:
 
 
 def _is_default(value: Any, default: Any) -> bool:
+    if default is ANY:
+        return True
     if isinstance(value, np.ndarray) or value is None or default is None:
         return value is default
     return bool(value == default)

@@ -122,6 +122,7 @@ def _real_input(report: Mapping[str, Any], console: Console) -> None:
             f"{figures['name']}: {figures['groups']} groups of {figures['tokens_per_group']}, "
             f"capacity {figures['capacity']}; {figures['undecided']} tokens undecided"
         )
+        line += f", {figures['seconds']:.0f} s"
         if figures["undecided_tokens"]:
             shown = ", ".join(map(str, figures["undecided_tokens"][:10]))
             line += f" (numbers {shown}{', ...' if figures['undecided'] > 10 else ''})"

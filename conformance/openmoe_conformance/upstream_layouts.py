@@ -45,6 +45,11 @@ def _later(folder: Path, name: str, chapter: str) -> VectorCase:
     return VectorCase(folder.name, name, "", "", {}, {"all": ""}, (), None, skip=reason)
 
 
+def _failed(name: str, identifier: str, config: Mapping[str, Any], error: Any) -> VectorCase:
+    reason = f"the original failed on it: {error}"
+    return VectorCase(name, identifier, "", "", config, {"all": ""}, (), None, skip=reason)
+
+
 def _case(folder: Path, row: Any) -> VectorCase:
     name = folder.name
     try:
@@ -53,10 +58,7 @@ def _case(folder: Path, row: Any) -> VectorCase:
         if group not in CHAPTER_OF_GROUP:
             return _later(folder, identifier, f"{group} vectors")
         if error:
-            reason = f"the original failed on it: {error}"
-            return VectorCase(
-                name, identifier, "", exercises, config, {"all": ""}, (), None, skip=reason
-            )
+            return _failed(name, identifier, config, error)
         kind = "moe_layer" if group == "moe_layer_replicas" else group
         path = folder / row["file"]
         inside = path.resolve().parent == folder.resolve()
@@ -138,7 +140,7 @@ def _capacity_cases(table: Path) -> Iterator[VectorCase]:
     name = table.parent.name
     try:
         content = json.loads(table.read_text(encoding="utf-8"))
-        rows = [("group_sizes", r) for r in content["rows"] if r.get("error") is None]
+        rows = [("group_sizes", row) for row in content["rows"]]
         rows += [("replicas", row) for row in content["expert_replicas"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = (f"{name}/{table.name} cannot be read: {error!r}",)
@@ -149,6 +151,9 @@ def _capacity_cases(table: Path) -> Iterator[VectorCase]:
         if kind == "group_sizes":
             config["min_cap"] = content["min_expert_capacity"]
         identifier = f"capacity_{number:03d}" if kind == "group_sizes" else f"replicas_{number:03d}"
+        if row.get("error"):
+            yield _failed(name, identifier, config, row["error"])
+            continue
         yield VectorCase(
             name,
             identifier,

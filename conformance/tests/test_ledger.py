@@ -185,6 +185,22 @@ def test_kept_may_be_left_out_everywhere():
     assert sum(r.outcome is Outcome.PASS for r in results) > 50
 
 
+class CombinesAlone:
+    """combine() may do without num_experts: the outputs show it."""
+
+    def combine(self, expert_outputs, decision):
+        return ReferenceAdapter().combine(
+            expert_outputs, decision, num_experts=expert_outputs.shape[1]
+        )
+
+
+def test_combine_may_do_without_the_number_of_experts():
+    results, planned = run(CombinesAlone())
+    assert exit_code(results, planned) == 0
+    executed = {r.clause for r in results if r.outcome is Outcome.PASS}
+    assert executed == {"MOE-04", "MOE-05"}
+
+
 class Misspelt:
     def probabilties(self, inputs, kernel):
         return None

@@ -249,6 +249,16 @@ def test_later_chapters_and_recorded_failures_are_skipped_with_a_reason(upstream
     ]
 
 
+def test_a_capacity_that_the_original_refused_is_skipped_with_its_reason(upstream):
+    row = {"batch": 1, "seq": 1, "error": "AssertionError: capacity"}
+    table = {"min_expert_capacity": 4, "rows": [row], "expert_replicas": []}
+    (upstream / "capacity_table.json").write_text(json.dumps(table), encoding="utf-8")
+    results, code = run(upstream)
+    assert code == 0
+    (skipped,) = [r for r in results if r.outcome is Outcome.SKIPPED]
+    assert skipped.message == "the original failed on it: AssertionError: capacity"
+
+
 def test_an_upstream_path_that_leaves_its_folder_is_refused(upstream):
     edit(upstream, lambda i: i["cases"][0].update(file="../router_masked.npz"))
     results, code = run(upstream)

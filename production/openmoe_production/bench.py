@@ -31,7 +31,7 @@ PASSES = ("forward", "forward + backward")
 _SIZES: Mapping[str, tuple[int | list[int], str]] = {
     "tokens": (4096, "T of the timed group"),
     "experts": ([16, 32], "every E timed; memory is planned for the largest"),
-    "rounds": (10, "timed runs of each program"),
+    "rounds": (16, "timed runs of each program"),
     "width": (512, "D"),
     "hidden": (2048, "F"),
     "memory": ([1024, 2048, 4096, 8192, 16384], "every T whose memory is planned"),

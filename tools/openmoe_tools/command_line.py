@@ -144,7 +144,7 @@ def vectors_export(
 
 @app.command()
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of each timing.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of each timing.")] = 16,
     tokens: Annotated[int, typer.Option(min=16, help="Tokens of the one group.")] = 4096,
     output: Annotated[
         Path | None, typer.Option(help="Write the report as a Markdown page.")
