@@ -101,7 +101,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "operations": Function(
         ("program",),
         ("groups", "tokens", "width", "hidden", "experts", "k", "capacity"),
-        {},
+        {"router": "masked"},
     ),
 }
 """The whole protocol, by function name."""

@@ -52,6 +52,7 @@ class Adapter:
         experts: int,
         k: int,
         capacity: int,
+        router: str = "masked",
     ) -> list[dict[str, Any]]:
         """Return the operations of one of this port's programs. Spec: ROUTE-27, MOE-12, MOE-13."""
 
@@ -72,6 +73,8 @@ class Adapter:
             "moe_gradients": (_moe_gradients, (inputs, parameters, inputs, (0.5, 0.25))),
         }
         function, arguments = traced[program]
+        if program != "route":
+            options["router"] = router
         return programs.operations(partial(function, **options), *arguments)
 
     def group_tokens(self, inputs: np.ndarray, *, group_size: int, multiple: int = 1) -> np.ndarray:

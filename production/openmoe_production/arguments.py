@@ -23,7 +23,7 @@ def require_count(name: str, value: Any, clause: str, *, most: int | None = None
 def require_factor(name: str, value: Any, clause: str) -> None:
     """Refuse anything but a finite number above 0."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not np.isfinite(value) or value <= 0:
+    if not number or not 0 < value <= np.finfo(np.float64).max:
         raise RejectedError(name, clause, f"must be a finite number above 0, got {value!r}")
 
 
@@ -55,7 +55,7 @@ def require_floats(name: str, array: jax.Array, clause: str, *, least: float | N
         raise RejectedError(name, clause, f"must be {least:g} or more, got {values.min():g}")
 
 
-def require_integers(name: str, array: jax.Array, clause: str, *, least: int, most: int) -> None:
+def require_integers(name: str, array: Any, clause: str, *, least: int, most: int) -> None:
     """Refuse other dtypes than integers; outside a trace also values outside `least`..`most`."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise RejectedError(name, clause, f"must hold integers, got {array.dtype}")
@@ -66,3 +66,12 @@ def require_integers(name: str, array: jax.Array, clause: str, *, least: int, mo
         raise RejectedError(
             name, clause, f"must be in {least}..{most}, got {values.min()}..{values.max()}"
         )
+
+
+def require_mask(
+    name: str, array: jax.Array, wanted: Mapping[str, int | None], clause: str
+) -> None:
+    """Refuse anything but booleans of the wanted axes."""
+    require_shape(name, array, wanted, clause)
+    if array.dtype != jnp.bool_:
+        raise RejectedError(name, clause, f"must hold booleans, got {array.dtype}")

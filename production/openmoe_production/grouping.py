@@ -72,7 +72,10 @@ def expert_capacity(
     require_count("num_experts", num_experts, "GROUP-09")
     require_factor("capacity_factor", capacity_factor, "GROUP-09")
     require_count("min_expert_capacity", min_expert_capacity, "GROUP-09")
-    return max(round(capacity_factor * tokens_per_group / num_experts), min_expert_capacity)
+    exact = float(capacity_factor) * int(tokens_per_group) / int(num_experts)
+    if not math.isfinite(exact):
+        raise RejectedError("capacity_factor", "GROUP-09", f"is too large, got {capacity_factor}")
+    return max(round(exact), int(min_expert_capacity))
 
 
 def to_groups(inputs: jax.Array, *, padded: tuple[int, int], group_size: int) -> jax.Array:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from openmoe_production.arguments import require_floats, require_integers, require_shape
+from openmoe_production.arguments import (
+    require_floats,
+    require_integers,
+    require_mask,
+    require_shape,
+)
 from openmoe_spec.records import Decision, ExpertsChoice
 
 
@@ -22,6 +27,7 @@ def balance_loss(
     require_shape("expert_index", expert_index, {"G": groups, "T": tokens, "K": None}, "LOSS-13")
     require_integers("expert_index", expert_index, "LOSS-13", least=-1, most=num_experts - 1)
     if padding_mask is not None:
+        require_mask("padding_mask", padding_mask, {"G": groups, "T": tokens}, "LOSS-13")
         probabilities = jnp.where(padding_mask[..., None], probabilities, 0)
     chosen = (expert_index[..., None] == jnp.arange(num_experts)).any(axis=2)  # [G, T, E]
     share = chosen.mean(axis=1, dtype=jnp.float32)
@@ -36,6 +42,8 @@ def router_z_loss(logits: jax.Array, *, padding_mask: jax.Array | None = None) -
     require_shape("logits", logits, {"G": None, "T": None, "E": None}, "LOSS-13")
     require_floats("logits", logits, "LOSS-13")
     if padding_mask is not None:
+        tokens = {"G": logits.shape[0], "T": logits.shape[1]}
+        require_mask("padding_mask", padding_mask, tokens, "LOSS-13")
         logits = jnp.where(padding_mask[..., None], logits, 0)
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)
 

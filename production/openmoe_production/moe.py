@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from openmoe_production import grouping, losses, routing
-from openmoe_production.arguments import require_floats, require_shape
+from openmoe_production.arguments import require_floats, require_integers, require_shape
 from openmoe_production.layers import gated_mlp
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
@@ -101,6 +102,8 @@ def moe_layer(
     Errors: RejectedError GROUP-09, MOE-11, ROUTE-20. Spec: GROUP-01..GROUP-08, MOE-07, MOE-08.
     """
     require_shape("inputs", inputs, {"B": None, "L": None, "D": None}, "MOE-11")
+    _require_names(parameters)
+    require_shape("parameters['router']", parameters["router"], {"D": None, "E": None}, "MOE-11")
     batch, length, _ = inputs.shape
     num_experts = parameters["router"].shape[1]
     padded = grouping.padded_shape(batch, length, multiple=num_experts * num_expert_replicas)
@@ -146,6 +149,7 @@ def _experts(slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any) 
 
 def ways_of_tokens(decision: Decision, num_experts: int) -> tuple[jax.Array, jax.Array]:
     """Return slot [G, T, K] and inverse [G, E * C] of a tokens-choose decision. Spec: MOE-01."""
+    _require_record(decision, num_experts)
     groups, tokens, k = decision.expert_index.shape
     slots = num_experts * decision.capacity
     slot = decision.expert_index * decision.capacity + decision.position
@@ -259,6 +263,28 @@ def _combine_backward(
 combine.defvjp(_combine_forward, _combine_backward)
 
 
+def _require_names(parameters: Mapping[str, jax.Array]) -> None:
+    if set(parameters) != set(PARAMETERS):
+        raise RejectedError(
+            "parameters", "MOE-11", f"must hold {PARAMETERS}, got {sorted(parameters)}"
+        )
+
+
+def _require_record(decision: Decision, num_experts: int) -> None:
+    """Outside a trace, refuse kept choices without an expert or a slot of their own."""
+    if isinstance(decision.kept, jax.core.Tracer):
+        return
+    expert, position, kept = map(
+        np.asarray, (decision.expert_index, decision.position, decision.kept)
+    )
+    require_integers("decision.expert_index", expert, "MOE-11", least=-1, most=num_experts - 1)
+    if (kept & ((expert < 0) | (position < 0) | (position >= decision.capacity))).any():
+        raise RejectedError("decision.kept", "MOE-11", "must be false where there is no slot")
+    places = np.argwhere(kept)[:, 0], expert[kept], position[kept]
+    if len(set(zip(*(place.tolist() for place in places), strict=True))) < int(kept.sum()):
+        raise RejectedError("decision.position", "MOE-11", "must not give one slot to two choices")
+
+
 def _require_layer(
     inputs: jax.Array, parameters: Mapping[str, jax.Array], router: str, expert_dtype: str
 ) -> None:
@@ -268,10 +294,7 @@ def _require_layer(
         raise RejectedError(
             "expert_dtype", "MOE-11", f"must be one of {tuple(DTYPES)}, got {expert_dtype!r}"
         )
-    if set(parameters) != set(PARAMETERS):
-        raise RejectedError(
-            "parameters", "MOE-11", f"must hold {PARAMETERS}, got {sorted(parameters)}"
-        )
+    _require_names(parameters)
     require_shape("inputs", inputs, {"G": None, "T": None, "D": None}, "MOE-11")
     width = inputs.shape[2]
     require_shape("parameters['router']", parameters["router"], {"D": width, "E": None}, "MOE-11")

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from openmoe_production.arguments import require_count, require_floats, require_shape
+from openmoe_production.arguments import (
+    require_count,
+    require_floats,
+    require_mask,
+    require_shape,
+)
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision, ExpertsChoice
 
@@ -18,6 +23,10 @@ jax.tree_util.register_dataclass(
     meta_fields=["capacity"],
 )
 jax.tree_util.register_dataclass(ExpertsChoice, data_fields=["token_index", "gate"], meta_fields=[])
+
+
+_SMALLEST = 2.0**-126
+"""Least normal float32: what is below counts as 0, as where the weights were trained (NUM-04)."""
 
 
 def logits_and_probabilities(
@@ -65,7 +74,7 @@ def _each_group(
 
 def padding_mask(inputs: jax.Array) -> jax.Array:
     """Return bool [G, T], True for tokens with any non-zero input. Spec: ROUTE-13."""
-    return (inputs != 0).any(axis=-1)
+    return (jnp.abs(inputs.astype(jnp.float32)) >= _SMALLEST).any(axis=-1)
 
 
 def decide(
@@ -121,7 +130,7 @@ def experts_choose(
     by_expert = _masked(probabilities, padding_mask).swapaxes(1, 2)  # [G, E, T]
     token_index = _largest(by_expert, capacity)  # [G, E, C]
     # One row of the experts' choice may be long, so its gates are gathered; the values equal
-    # those of the one-hot sum, and the layer differentiates `weights_of_slots` instead.
+    # those of the one-hot sum, and the layer differentiates `moe.ways_of_experts` instead.
     gate = jnp.take_along_axis(by_expert, token_index, axis=-1)
     return ExpertsChoice(token_index, gate)
 
@@ -145,16 +154,13 @@ def _require_decidable(
     require_count("capacity", capacity, "ROUTE-20")
     if padding_mask is not None:
         tokens = {"G": probabilities.shape[0], "T": probabilities.shape[1]}
-        require_shape("padding_mask", padding_mask, tokens, "ROUTE-20")
-        if padding_mask.dtype != jnp.bool_:
-            raise RejectedError(
-                "padding_mask", "ROUTE-20", f"must hold booleans, got {padding_mask.dtype}"
-            )
+        require_mask("padding_mask", padding_mask, tokens, "ROUTE-20")
 
 
 def _largest(values: jax.Array, count: int) -> jax.Array:
-    # top_k gives equals in index order, but ranks 0.0 above -0.0: make all zeros alike.
-    return lax.top_k(jnp.where(values == 0, 0, values), count)[1]
+    # top_k gives equals in index order, but ranks 0.0 above -0.0, and subnormals where a device
+    # keeps them (NUM-04): make all zeros alike.
+    return lax.top_k(jnp.where(values < _SMALLEST, 0, values), count)[1]
 
 
 def _gates(probabilities: jax.Array, expert_index: jax.Array) -> jax.Array:

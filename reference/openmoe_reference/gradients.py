@@ -69,7 +69,8 @@ def loss_cotangents(
         share = chosen.mean(axis=1, keepdims=True)  # f is constant
         d_probabilities += balance * experts / (groups * tokens) * share * real
     masked = logits * real
-    log_z = np.log(np.exp(masked).sum(axis=-1, keepdims=True))
+    largest = masked.max(axis=-1, keepdims=True)
+    log_z = np.log(np.exp(masked - largest).sum(axis=-1, keepdims=True)) + largest
     d_logits = z * 2 * log_z * np.exp(masked - log_z) / (groups * tokens) * real
     return d_probabilities, d_logits
 

@@ -52,6 +52,10 @@ def moe(
     if decision is not None:
         slot = {"C": capacity} if isinstance(decision, ExpertsChoice) else {"K": k}
         check_record(decision, sizes | slot, "ROUTE-20")
+        if isinstance(decision, Decision) and decision.capacity != capacity:
+            raise RejectedError(
+                "decision.capacity", "ROUTE-20", f"must be {capacity}, got {decision.capacity}"
+            )
     mask = routing.padding_mask(inputs) if ignore_padding else None
     wide = np.float64 if expert_dtype == "float64" else np.float32
     logits = routing.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)

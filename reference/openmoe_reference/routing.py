@@ -54,7 +54,12 @@ def softmax(logits: Float[ndarray, "G T E"]) -> Float[ndarray, "G T E"]:
     """
     check_array("logits", logits, "G T E", {}, "ROUTE-20")
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return _flushed(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def _flushed(values: Float[ndarray, ...]) -> Float[ndarray, ...]:
+    """Return the values with subnormals replaced by 0, as the training run's devices do. Spec: NUM-04."""
+    return np.where(np.abs(values) < np.finfo(values.dtype).tiny, np.zeros_like(values), values)
 
 
 def probabilities(
@@ -78,7 +83,8 @@ def padding_mask(inputs: Float[ndarray, "G T D"]) -> Bool[ndarray, "G T"]:
     Spec: ROUTE-13. Source: routing.py::Router.__call__.
     """
     check_array("inputs", inputs, "G T D", {}, "ROUTE-20")
-    return (inputs != 0).any(axis=-1)
+    smallest = np.finfo(np.float32).tiny
+    return np.asarray((np.abs(inputs.astype(np.float32)) >= smallest).any(axis=-1))
 
 
 def decide(
@@ -175,6 +181,7 @@ def _largest(
 
     Spec: ROUTE-04, ROUTE-05, ROUTE-06, ROUTE-10, ROUTE-23. Source: routing.py::_top_k.
     """
+    values = _flushed(values)
     order = np.argsort(-values, axis=-1, kind="stable")[..., :count]
     return np.take_along_axis(values, order, axis=-1), order.astype(np.int32)
 

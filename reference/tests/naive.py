@@ -150,7 +150,7 @@ def padding_mask(inputs: np.ndarray) -> np.ndarray:
     for g in range(groups):
         for t in range(tokens):
             for value in inputs[g, t]:
-                if value != 0:
+                if abs(float(value)) >= 2.0**-126:
                     mask[g, t] = True
     return mask
 
@@ -247,11 +247,16 @@ def _largest(values: Sequence[float], count: int) -> list[int]:
         best = -1
         for place in range(len(values)):
             # Strictly greater: a later equal value does not replace an earlier one.
-            if not taken[place] and (best == -1 or values[place] > values[best]):
+            if not taken[place] and (best == -1 or _size(values[place]) > _size(values[best])):
                 best = place
         taken[best] = True
         found.append(best)
     return found
+
+
+def _size(value: float) -> float:
+    """Return a probability, 0 where it is a float32 subnormal."""
+    return value if value >= 2.0**-126 else 0.0
 
 
 def _queue(

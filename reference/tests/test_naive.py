@@ -305,12 +305,25 @@ def test_padding_mask_is_the_naive_one(data):
     np.testing.assert_array_equal(routing.padding_mask(inputs), naive.padding_mask(inputs))
 
 
-@pytest.mark.parametrize("smallest", [np.float32(1e-45), np.float32(-1e-45)])
-def test_the_smallest_number_makes_a_token_real(smallest):
+@pytest.mark.parametrize(
+    ("smallest", "real"),
+    [(2.0**-126, True), (-(2.0**-126), True), (1e-45, False), (-(2.0**-127), False)],
+)
+def test_the_smallest_normal_number_makes_a_token_real(smallest, real):
     inputs = np.zeros((1, 2, 3), np.float32)
     inputs[0, 1, 2] = smallest
-    assert routing.padding_mask(inputs).tolist() == [[False, True]]
+    assert routing.padding_mask(inputs).tolist() == [[False, real]]
     np.testing.assert_array_equal(routing.padding_mask(inputs), naive.padding_mask(inputs))
+
+
+def test_subnormal_probabilities_count_as_zero():
+    probabilities = np.array([[[1, 1e-40, 2e-40, 0]]], np.float32)
+    for rule in (routing.decide, naive.decide):
+        assert rule(probabilities, k=2, capacity=2).expert_index.tolist() == [[[0, 1]]]
+    assert routing.softmax(np.array([[[0, -90, -89, -80]]], np.float32))[0, 0, 1:3].tolist() == [
+        0,
+        0,
+    ]
 
 
 # ---------------------------------------------------------------------------- decisions

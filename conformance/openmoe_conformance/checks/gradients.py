@@ -137,6 +137,18 @@ def experts_choose_gradients(subject: Subject, case: Case, evidence: Evidence) -
     _compare_layer_gradients(subject, case, evidence, router="experts_choose")
 
 
+@check("MOE-09", "moe_gradients(router)", cases=_cases)
+def scatter_gradients(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The same through the scatter router."""
+    _compare_layer_gradients(subject, case, evidence, router="scatter")
+
+
+@check("MOE-09", "moe_gradients(batch_prioritized)", cases=_cases)
+def prioritised_gradients(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The same with batch-prioritised routing."""
+    _compare_layer_gradients(subject, case, evidence, batch_prioritized=True)
+
+
 @check("MOE-09", "moe_gradients(ignore_padding)", cases=_cases)
 def gradients_with_ignored_padding(subject: Subject, case: Case, evidence: Evidence) -> None:
     """Ignored padding carries no gradient through gates and the balance loss."""

@@ -89,6 +89,18 @@ def padding_counts_in_the_balance(subject: Subject, case: Case, evidence: Eviden
     _compare_metric(subject, case, evidence, "auxiliary_loss")
 
 
+@check(
+    "LOSS-04",
+    "moe(ignore_padding)",
+    "moe(router)",
+    cases=strategies.layers(zero_rows=True),
+)
+def scatter_padding_counts_its_choices(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The scatter router's ignored padding has choices, and f counts them."""
+    options = {"ignore_padding": True, "router": "scatter"}
+    _compare_metric(subject, case, evidence, "auxiliary_loss", **options)
+
+
 def _logits(case: Case) -> ndarray:
     return routing.router_logits(case["inputs"], case["kernel"])
 
@@ -189,14 +201,28 @@ def _illegal(_: Profile) -> Iterator[Case]:
     yield {"probabilities": probabilities[0], "expert_index": index}
     yield {"probabilities": probabilities, "expert_index": index[:, :2]}
     yield {"probabilities": probabilities, "expert_index": index + 4}
+    mask = np.ones((1, 2), bool)
+    yield {"probabilities": probabilities, "expert_index": index, "padding_mask": mask}
+    wrong = np.full((1, 3), 0.5, np.float32)
+    yield {"probabilities": probabilities, "expert_index": index, "padding_mask": wrong}
 
 
-@check("LOSS-13", "rejects_invalid_input", "balance_loss", cases=_illegal)
+@check(
+    "LOSS-13",
+    "rejects_invalid_input",
+    "balance_loss(padding_mask)",
+    cases=_illegal,
+)
 def illegal_balance_inputs_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
     """Not finite, of shapes that do not match, or an expert that is none: raises."""
     must_reject(
         "balance_loss with wrong arguments",
-        lambda: subject.call("balance_loss", case["probabilities"], case["expert_index"]),
+        lambda: subject.call(
+            "balance_loss",
+            case["probabilities"],
+            case["expert_index"],
+            padding_mask=case.get("padding_mask"),
+        ),
     )
 
 

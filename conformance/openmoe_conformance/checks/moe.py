@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +18,7 @@ from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.queues import compare_queue, queue
 from openmoe_conformance.subject import Subject
-from openmoe_reference import layers, moe
+from openmoe_reference import layers, moe, routing
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 LAYER_BOUND = {"relative": 1e-5, "absolute": 1e-5}
@@ -34,7 +35,7 @@ def compare_layer(
     bound: dict[str, float] | None = None,
     **options: Any,
 ) -> None:
-    """Compare a result on whole groups, decisions exactly and the output with them forced."""
+    """Compare a result on whole groups: decisions exactly, then the output of equal decisions."""
     weights = strategies.parameters(case)
     sizes = {"k": case["k"], "capacity": case["capacity"]}
     wanted = moe.moe(case["inputs"], weights, **sizes, **options)
@@ -137,6 +138,20 @@ def bfloat16_experts_give_float32_outputs(subject: Subject, case: Case, evidence
     evidence.examples += 1
 
 
+@check("MOE-06", "moe(expert_dtype)", cases=_bfloat16_layers)
+def bfloat16_outputs_are_weighted_in_float32(
+    subject: Subject, case: Case, evidence: Evidence
+) -> None:
+    """Output / gate of a lone choice is a bfloat16 number: experts are rounded, their sum is not."""
+    lone = case | {"k": 1, "capacity": case["inputs"].shape[1]}
+    got = _layer(subject, lone, expert_dtype="bfloat16").output.astype(np.float64)
+    gate = reference_decision(lone).gate.astype(np.float64)
+    ratio = got / gate
+    nearest = ratio.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+    close("output / gate, against the nearest bfloat16", ratio, nearest, evidence, relative=4e-6)
+    evidence.examples += 1
+
+
 @check("MOE-06", "moe", cases=_bfloat16_layers)
 def float32_layers_stay_float32(subject: Subject, case: Case, evidence: Evidence) -> None:
     """A float32 layer computes its experts in float32: no value is rounded to bfloat16."""
@@ -145,6 +160,14 @@ def float32_layers_stay_float32(subject: Subject, case: Case, evidence: Evidence
         raise Disagreement(f"output: dtype {got.output.dtype}, expected float32")
     compare_layer(got, case, evidence)
     evidence.examples += 1
+
+
+@check("MOE-14", "moe(router)", "moe(ignore_padding)", cases=strategies.layers(zero_rows=True))
+def the_scatter_layer_ignores_padding(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """With padding ignored: it takes slots and weighs nothing, and its choices count in f."""
+    options: dict[str, Any] = {"router": "scatter", "ignore_padding": True}
+    got = _layer(subject, case, **options)
+    compare_layer(got, case, evidence, **options)
 
 
 @check("MOE-14", "moe(router)", cases=strategies.layers(zero_rows=True))
@@ -172,6 +195,20 @@ def the_experts_choose_layer(subject: Subject, case: Case, evidence: Evidence) -
     """The layer with the experts-choose router."""
     got = _layer(subject, case, router="experts_choose")
     compare_layer(got, case, evidence, router="experts_choose")
+    evidence.examples += 1
+
+
+@check("MOE-14", "moe(router)", "moe(ignore_padding)", cases=_without_token_ties)
+def the_experts_choose_layer_ignores_padding(
+    subject: Subject, case: Case, evidence: Evidence
+) -> None:
+    """With padding ignored it may fill slots, and weighs nothing there."""
+    inputs = case["inputs"].copy()
+    inputs[:, ::3] = 0
+    padded = case | {"inputs": inputs}
+    options: dict[str, Any] = {"router": "experts_choose", "ignore_padding": True}
+    got = _layer(subject, padded, **options)
+    compare_layer(got, padded, evidence, **options)
     evidence.examples += 1
 
 
@@ -284,4 +321,45 @@ def missing_parameters_are_rejected(subject: Subject, case: Case, _: Evidence) -
     must_reject(
         f"moe without {case['lacks']}",
         lambda: subject.call("moe", good["inputs"], weights, k=1, capacity=2),
+    )
+
+
+def _illegal_options(_: Profile) -> Iterator[Case]:
+    yield {"option": "router", "value": "random"}
+    yield {"option": "expert_dtype", "value": "float8"}
+
+
+@check(
+    "MOE-11", "rejects_invalid_input", "moe(router)", "moe(expert_dtype)", cases=_illegal_options
+)
+def unknown_words_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
+    """A router or a dtype that nobody knows raises."""
+    good = _legal_layer()
+    options = {"k": 1, "capacity": 2, case["option"]: case["value"]}
+    must_reject(
+        f"moe with {case['option']} {case['value']}",
+        lambda: subject.call("moe", good["inputs"], strategies.parameters(good), **options),
+    )
+
+
+def _broken_decisions(_: Profile) -> Iterator[Case]:
+    yield {"field": "expert_index", "value": -1, "wrong": "kept without an expert"}
+    yield {"field": "expert_index", "value": 4, "wrong": "an expert that is none"}
+    yield {"field": "position", "value": -1, "wrong": "kept without a slot"}
+    yield {"field": "position", "value": 2, "wrong": "a slot beyond the capacity"}
+    yield {"field": "position", "value": 1, "wrong": "two choices in one slot"}
+
+
+@check("MOE-11", "rejects_invalid_input", "dispatch", cases=_broken_decisions)
+def broken_decisions_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
+    """A record whose kept choices lack an expert or a slot of their own raises."""
+    probabilities = np.array([[[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]], np.float32)
+    decision = routing.decide(probabilities, k=1, capacity=2)
+    field = getattr(decision, case["field"]).copy()
+    field[0, 0, 0] = case["value"]
+    broken = replace(decision, **{case["field"]: field})
+    inputs = np.ones((1, 2, 3), np.float32)
+    must_reject(
+        f"dispatch of a decision with {case['wrong']}",
+        lambda: subject.call("dispatch", inputs, broken, num_experts=4),
     )

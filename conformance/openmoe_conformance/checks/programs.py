@@ -19,20 +19,15 @@ Operation = Mapping[str, Any]
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def _programs(*names: str, tokens: tuple[int, ...] = (50,)) -> Any:
+def _programs(*names: str, tokens: tuple[int, ...] = (50,), routers: tuple[str, ...] = ()) -> Any:
     def cases(_: Profile) -> Iterator[Case]:
         for name in names:
             for number in tokens:
-                yield {
-                    "program": name,
-                    "groups": 1,
-                    "tokens": number,
-                    "width": 7,
-                    "hidden": 3,
-                    "experts": 8,
-                    "k": 2,
-                    "capacity": number // 2,
-                }
+                sizes = {"groups": 1, "tokens": number, "width": 7, "hidden": 3, "experts": 8}
+                case = {"program": name, **sizes, "k": 2, "capacity": number // 2}
+                if not routers:
+                    yield case
+                yield from (case | {"router": router} for router in routers)
 
     return cases
 
@@ -123,3 +118,24 @@ def only_integers_are_scattered(subject: Subject, case: Case, evidence: Evidence
         floats = [dtype for _, dtype in row["outputs"] if dtype in _FLOATS]
         if "scatter" in row["name"] and floats:
             raise Disagreement(f"{case['program']}: {row['name']} scatters {floats[0]}")
+
+
+_OTHERS = ("scatter", "experts_choose")
+
+
+@check(
+    "MOE-12",
+    "operations(router)",
+    cases=_programs("moe", "moe_gradients", tokens=(192,), routers=_OTHERS),
+)
+def no_such_array_with_the_other_routers(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The same with the scatter and the experts-choose router."""
+    no_array_of_tokens_by_experts_by_slots(subject, case, evidence)
+
+
+@check("MOE-13", "operations(router)", cases=_programs("moe", "moe_gradients", routers=_OTHERS))
+def no_floats_are_scattered_with_the_other_routers(
+    subject: Subject, case: Case, evidence: Evidence
+) -> None:
+    """The same with the scatter and the experts-choose router."""
+    only_integers_are_scattered(subject, case, evidence)

@@ -96,6 +96,18 @@ class PaddingLeavesTheDivisor(ReferenceAdapter):
         return full if mask is None else full / max(mask.mean() ** 2, 1e-6)
 
 
+@mutant("LOSS-04")
+class ScatterPaddingIsNotCounted(_Metrics):
+    """The choices of the scatter router's ignored padding are left out of f."""
+
+    def change(
+        self, sown: dict[str, Any], probabilities: ndarray, decision: Any, mask: Any
+    ) -> None:
+        if isinstance(decision, Decision) and mask is not None:
+            index = np.where(mask[..., None], decision.expert_index, -1)
+            sown["auxiliary_loss"] = self.balance_loss(probabilities, index, padding_mask=mask)
+
+
 @mutant("LOSS-05")
 class ZLossIsNotSquared(ReferenceAdapter):
     """The router z-loss is the mean of |logsumexp|."""

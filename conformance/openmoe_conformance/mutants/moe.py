@@ -148,6 +148,30 @@ class Float32ExpertsAreRounded(ReferenceAdapter):
         return narrow.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
 
 
+@mutant("MOE-06")
+class ExpertDtypeIsIgnored(ReferenceAdapter):
+    """Experts compute in float32 whatever was asked for."""
+
+    def expert(
+        self, inputs: ndarray, wi_0: ndarray, wi_1: ndarray, wo: ndarray, *, dtype: str = "float32"
+    ) -> ndarray:
+        return super().expert(inputs, wi_0, wi_1, wo, dtype="float32")
+
+
+@mutant("MOE-06")
+class OutputIsRoundedAndWidened(ReferenceAdapter):
+    """With bfloat16 experts the weighted sum is rounded to bfloat16 and handed out as float32."""
+
+    def moe(
+        self, inputs: ndarray, parameters: Mapping[str, ndarray], **options: Any
+    ) -> LayerResult:
+        result = super().moe(inputs, parameters, **options)
+        if options.get("expert_dtype") != "bfloat16":
+            return result
+        narrow = result.output.astype(ml_dtypes.bfloat16).astype(np.float32)
+        return replace(result, output=narrow)
+
+
 @mutant("MOE-07")
 class JitterIsDispatched(ReferenceAdapter):
     """The experts receive the jittered inputs."""
@@ -212,6 +236,19 @@ class ScatterLayerIsUnweighted(ReferenceAdapter):
     def decide_scatter(self, probabilities: ndarray, **options: Any) -> Decision:
         found = super().decide_scatter(probabilities, **options)
         return replace(found, gate=np.ones_like(found.gate))
+
+
+@mutant("MOE-11")
+class AcceptsBrokenDecisions(ReferenceAdapter):
+    """Kept choices without a slot are dropped in silence, and the last of two in one slot wins."""
+
+    def dispatch(self, inputs: ndarray, decision: Any, *, num_experts: int) -> ndarray:
+        slots = np.zeros((len(inputs), num_experts, decision.capacity, inputs.shape[2]), np.float32)
+        for g, t, j in np.argwhere(decision.kept):
+            e, c = decision.expert_index[g, t, j], decision.position[g, t, j]
+            if 0 <= e < num_experts and 0 <= c < decision.capacity:
+                slots[g, e, c] = inputs[g, t]
+        return slots
 
 
 @mutant("MOE-14")
