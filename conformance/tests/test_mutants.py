@@ -32,7 +32,7 @@ def test_mutant_says_what_is_wrong(mutant):
 @pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.name)
 def test_check_passes_on_the_reference(check):
     result = run_check(check, Subject(ReferenceAdapter()), SETTINGS)
-    if check.needs[0] == "operations":
+    if check.needs[0].startswith("operations"):
         assert result.outcome is Outcome.SKIPPED
     else:
         assert result.outcome is Outcome.PASS, result.message
