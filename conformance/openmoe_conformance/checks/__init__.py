@@ -43,7 +43,7 @@ class Check:
 
 CHAPTERS = (
     *("config", "grouping", "routing", "invariance", "resolution", "other_routers"),
-    *("parts", "moe", "losses", "gradients", "programs"),
+    *("parts", "moe", "moe_rejections", "losses", "gradients", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""
 

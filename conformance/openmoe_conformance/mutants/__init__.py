@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-CHAPTERS = ("config", "grouping", "routing", "other_routers", "moe", "losses")
+CHAPTERS = ("config", "grouping", "routing", "routing_options", "other_routers", "moe", "losses")
 """Modules of mutants, in the order of SPEC.md."""
 
 _T = TypeVar("_T", bound=type)
