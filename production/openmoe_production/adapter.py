@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ import numpy as np
 
 from openmoe_production import grouping, layers, losses, moe, programs, routing
 from openmoe_production.arguments import require_floats, require_integers
+from openmoe_production.calling import call
 from openmoe_spec import __version__, config
-from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
@@ -89,21 +89,23 @@ class Adapter:
     ) -> np.ndarray:
         """Return float32 probabilities [G, T, E]."""
         arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
-        return np.asarray(_call(routing.logits_and_probabilities, "ROUTE-20", arrays)[1])
+        return np.asarray(
+            call(routing.logits_and_probabilities, "ROUTE-20", arrays, by_group=True)[1]
+        )
 
     def decide(
         self, probabilities: np.ndarray, *, padding_mask: np.ndarray | None = None, **options: Any
     ) -> Decision:
         """Return the masked router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(_call(routing.decide, "ROUTE-20", arrays, **options))
+        return _numpy(call(routing.decide, "ROUTE-20", arrays, **options))
 
     def decide_scatter(
         self, probabilities: np.ndarray, *, padding_mask: np.ndarray | None = None, **options: Any
     ) -> Decision:
         """Return the scatter router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(_call(routing.decide_scatter, "ROUTE-20", arrays, **options))
+        return _numpy(call(routing.decide_scatter, "ROUTE-20", arrays, **options))
 
     def experts_choose(
         self,
@@ -114,7 +116,7 @@ class Adapter:
     ) -> ExpertsChoice:
         """Return the experts' choice."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(_call(routing.experts_choose, "ROUTE-20", arrays, capacity=capacity))
+        return _numpy(call(routing.experts_choose, "ROUTE-20", arrays, capacity=capacity))
 
     def route(
         self,
@@ -126,7 +128,7 @@ class Adapter:
     ) -> Decision:
         """Return the masked router's decision from hidden states."""
         arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
-        return _numpy(_call(_route, "ROUTE-20", arrays, **options))
+        return _numpy(call(_route, "ROUTE-20", arrays, by_group=True, **options))
 
     def dispatch(
         self, inputs: np.ndarray, decision: Decision | ExpertsChoice, *, num_experts: int
@@ -148,7 +150,7 @@ class Adapter:
         """Return the experts' feed-forward on [E, S, D]."""
         cast = jnp.asarray(inputs).astype(moe.DTYPES[dtype])
         arrays = {"inputs": cast, "wi_0": wi_0, "wi_1": wi_1, "wo": wo}
-        return np.asarray(_call(layers.gated_mlp, "MOE-11", arrays))
+        return np.asarray(call(layers.gated_mlp, "MOE-11", arrays))
 
     def combine(
         self, expert_outputs: np.ndarray, decision: Decision, *, num_experts: int
@@ -170,7 +172,7 @@ class Adapter:
     ) -> LayerResult:
         """Return the layer's result on whole groups [G, T, D]."""
         arrays = {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise}
-        return _numpy(_call(moe.moe, "MOE-11", arrays, **options))
+        return _numpy(call(moe.moe, "MOE-11", arrays, by_group=True, **options))
 
     def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return checked device copies; the last ones are kept, for a layer is called often."""
@@ -190,7 +192,7 @@ class Adapter:
     ) -> LayerResult:
         """Return the layer's result on a batch [B, L, D], grouped as the training run did."""
         arrays = {"inputs": inputs, "parameters": dict(parameters)}
-        return _numpy(_call(moe.moe_layer, "MOE-11", arrays, **options))
+        return _numpy(call(moe.moe_layer, "MOE-11", arrays, **options))
 
     def moe_gradients(
         self,
@@ -209,7 +211,7 @@ class Adapter:
             "cotangent": cotangent,
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
-        d_inputs, d_parameters = _call(_moe_gradients, "MOE-11", arrays, **options)
+        d_inputs, d_parameters = call(_moe_gradients, "MOE-11", arrays, **options)
         return _numpy({"inputs": d_inputs, **d_parameters})
 
     def route_gradients(
@@ -229,7 +231,7 @@ class Adapter:
             "gate_cotangent": gate_cotangent,
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
-        d_inputs, d_kernel = _call(_route_gradients, "ROUTE-20", arrays, **options)
+        d_inputs, d_kernel = call(_route_gradients, "ROUTE-20", arrays, **options)
         return _numpy({"inputs": d_inputs, "router": d_kernel})
 
     def balance_loss(
@@ -248,12 +250,12 @@ class Adapter:
         most = probabilities.shape[-1] - 1
         index = jnp.asarray(expert_index)
         require_integers("expert_index", index, "LOSS-13", least=-1, most=most)
-        return float(_call(losses.balance_loss, "LOSS-13", arrays))
+        return float(call(losses.balance_loss, "LOSS-13", arrays))
 
     def router_z_loss(self, logits: np.ndarray, *, padding_mask: np.ndarray | None = None) -> float:
         """Return the router z-loss."""
         arrays = {"logits": logits, "padding_mask": padding_mask}
-        return float(_call(losses.router_z_loss, "LOSS-13", arrays))
+        return float(call(losses.router_z_loss, "LOSS-13", arrays))
 
 
 def _route(
@@ -311,11 +313,6 @@ def _route_gradients(
     return jax.grad(loss, argnums=(0, 1))(inputs, kernel)
 
 
-_ROUTES = (routing.logits_and_probabilities, _route, moe.moe)
-"""Take whole groups, and are compiled in one way whatever their size: the bits of their routing may
-not depend on how many groups share a call (ROUTE-17)."""
-
-
 def _ways(
     decision: Decision | ExpertsChoice, tokens: int, num_experts: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -330,46 +327,3 @@ def _ways(
 
 def _numpy(tree: Any) -> Any:
     return jax.tree.map(np.asarray, tree)
-
-
-def _call(
-    function: Callable[..., Any], clause: str, arrays: Mapping[str, Any], **options: Any
-) -> Any:
-    """Run `function` jitted on named arrays; other options are static.
-
-    Values are unknown inside a trace, so those that must be rejected are looked for before it.
-    """
-    moved = {
-        name: jax.tree.map(jnp.asarray, value)
-        for name, value in arrays.items()
-        if value is not None
-    }
-    if "probabilities" in arrays and function is not losses.balance_loss:
-        _require_float32(arrays["probabilities"])  # JAX would cut float64 down silently
-    for name, array in moved.items():
-        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jnp.floating):
-            least = 0 if name == "probabilities" else None
-            require_floats(name, array, clause, least=least)
-    size = sum(array.size for array in jax.tree.leaves(moved) if isinstance(array, jax.Array))
-    plain = size < _SMALL and function not in _ROUTES
-    return _jitted(function, tuple(sorted(options)), plain)(**moved, **options)
-
-
-def _require_float32(probabilities: np.ndarray) -> None:
-    if probabilities.dtype != np.float32:
-        raise RejectedError(
-            "probabilities", "ROUTE-20", f"must be float32, got {probabilities.dtype}"
-        )
-
-
-_SMALL = 2**15
-"""Elements below which a program runs for microseconds: compiled without LLVM's optimisation, which
-takes most of the time that a short run has."""
-
-
-@cache
-def _jitted(
-    function: Callable[..., Any], static: tuple[str, ...], plain: bool
-) -> Callable[..., Any]:
-    options = {"xla_backend_optimization_level": 0} if plain else None
-    return jax.jit(function, static_argnames=static, compiler_options=options)
