@@ -55,9 +55,31 @@ _DERIVED = {
     "num_expert_replicas": 1,
 }
 
+_PASS = {
+    "training": False,
+    "dtype": "float32",
+    "expert_dtype": None,
+    "decisions": None,
+    "num_expert_replicas": 1,
+    "dialect": "t5x",
+}
+_TEXT_LOSS = {
+    "weights": None,
+    "normalizing_factor": None,
+    "z_loss": 0.0,
+    "label_smoothing": 0.0,
+}
+_DECODE = {
+    "dtype": "float32",
+    "expert_dtype": None,
+    "num_expert_replicas": 1,
+    "dialect": "t5x",
+}
+_CHOICE = {"noise": None, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
+
 FUNCTIONS: Mapping[str, Function] = {
     # configuration and groups: plain numbers
-    "configuration": Function(("name",), (), {}),
+    "configuration": Function(("name",), (), {"dialect": "t5x"}),
     "validate_configuration": Function(("fields",), (), {}),
     "num_expert_replicas": Function(
         ("device_count",), ("num_expert_partitions", "num_model_partitions"), {}
@@ -67,8 +89,37 @@ FUNCTIONS: Mapping[str, Function] = {
         ("num_tokens",), ("max_group_size", "num_experts"), {"num_expert_replicas": 1}
     ),
     "expert_capacity": Function(
-        ("tokens_per_group",), ("num_experts", "capacity_factor"), {"min_expert_capacity": 4}
+        ("tokens_per_group",),
+        ("num_experts", "capacity_factor"),
+        {"min_expert_capacity": 4, "k": ANY},
     ),
+    # parameters: from a configuration, a mapping of SPEC.md's fields
+    "parameters": Function(("configuration",), (), {}),
+    "sparse_layers": Function(("num_layers", "num_sparse"), (), {"layout": "MIXED"}),
+    "count_parameters": Function(("configuration",), (), {}),
+    "port_parameters": Function(("parameters",), (), {}),
+    # layers
+    "embed": Function(("table", "ids"), (), {"dtype": "float32"}),
+    "rms_norm": Function(("inputs", "scale"), (), {"dtype": "float32"}),
+    "token_mask": Function(("input_ids",), (), {}),
+    "output_logits": Function(("inputs", "kernel"), (), {"mask": None}),
+    "feed_forward": Function(
+        ("inputs", "kernels"), (), {"activations": ("swiglu", "linear"), "dtype": "float32"}
+    ),
+    # attention
+    "decoder_mask": Function(("target_ids",), (), {"segment_ids": None, "causal_attention": None}),
+    "rotary_tables": Function(("positions",), ("head_dim",), {}),
+    "rotate": Function(("heads", "positions"), (), {}),
+    "attention": Function(("inputs", "kernels", "mask"), ("num_heads",), {"dtype": "float32"}),
+    "part_gradients": Function(
+        ("part", "inputs", "parameters", "cotangent"),
+        (),
+        {"mask": None, "num_heads": ANY, "activations": ("swiglu", "linear"), "size": ANY},
+    ),
+    # the model
+    "forward": Function(("parameters", "batch"), ("configuration",), _PASS),
+    "loss": Function(("parameters", "batch"), ("configuration",), _PASS),
+    "model_gradients": Function(("parameters", "batch"), ("configuration",), _PASS),
     "group_tokens": Function(("inputs",), ("group_size",), {"multiple": 1}),
     # routing
     "probabilities": Function(("inputs", "kernel"), (), {"noise": None}),
@@ -97,6 +148,39 @@ FUNCTIONS: Mapping[str, Function] = {
     # losses
     "balance_loss": Function(("probabilities", "expert_index"), (), {"padding_mask": None}),
     "router_z_loss": Function(("logits",), (), {"padding_mask": None}),
+    "cross_entropy": Function(("logits", "targets"), (), _TEXT_LOSS),
+    "cross_entropy_gradient": Function(("logits", "targets"), (), _TEXT_LOSS),
+    "normalizer": Function(("name", "batch"), (), {}),
+    # training
+    "learning_rate": Function(("step",), (), {"dialect": "t5x"}),
+    "optimizer_state": Function(("shape", "axes"), (), {}),
+    "adafactor": Function(("parameter", "gradient", "state"), ("axes", "step", "rate"), {}),
+    "scaled_gradients": Function(("gradients",), ("num_expert_partitions",), {}),
+    "accumulated_gradients": Function(
+        ("parameters", "batch"), ("configuration", "num_microbatches"), {"training": True}
+    ),
+    "train_step": Function(
+        ("parameters", "state", "batch"),
+        ("configuration", "step"),
+        {"num_microbatches": 1, "num_expert_partitions": 1},
+    ),
+    "initialise": Function(("configuration", "seed"), (), {}),
+    # decoding
+    "decode": Function(("parameters", "batch"), ("configuration", "steps"), _DECODE),
+    "generate": Function(
+        ("parameters", "batch"), ("configuration",), {**_DECODE, **_CHOICE, "temperature": 0.0}
+    ),
+    "sample": Function(("logits",), (), _CHOICE),
+    "cached_calls": Function(
+        ("parameters", "batch"),
+        ("configuration", "prefill"),
+        {"chunk": 1, "positions_from_mask": False, "dialect": "torch_port"},
+    ),
+    "greedy": Function(
+        ("parameters", "ids"),
+        ("configuration", "new_tokens"),
+        {"attention_mask": None, "use_cache": True, "dialect": "torch_port"},
+    ),
     # the structure of a program: "route", "moe" or "moe_gradients"
     "operations": Function(
         ("program",),

@@ -13,7 +13,8 @@ from numpy import ndarray
 
 from openmoe_conformance.compare import fields_of
 from openmoe_conformance.outcome import Disagreement
-from openmoe_spec.records import METRICS, Decision, ExpertsChoice, LayerResult
+from openmoe_spec.parameters import sparse_layers
+from openmoe_spec.records import METRICS, Decision, ExpertsChoice, ForwardResult, LayerResult
 
 
 def array(name: str, answer: Any) -> ndarray:
@@ -106,6 +107,73 @@ def layer_result(
             choices = (*groups, sizes["k"])
             record = decision(name, record, choices, experts=experts, capacity=capacity)
     return LayerResult(output, record, _metrics(name, found["metrics"]))
+
+
+def named(name: str, answer: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ndarray]:
+    """Return the named arrays of a mapping, each of its shape; others are left out."""
+    found = _fields(name, answer, tuple(shapes))
+    return {key: numbers(f"{name}[{key}]", found[key], shape) for key, shape in shapes.items()}
+
+
+def forward_result(
+    name: str,
+    answer: Any,
+    shape: tuple[int, int],
+    *,
+    configuration: Mapping[str, Any],
+) -> ForwardResult:
+    """Return logits [B, L, V]; decisions and metrics by layer and activations where shown.
+
+    Decisions may come as a mapping from layer index or as a sequence in the order of sparse layers.
+    """
+    if not isinstance(answer, Mapping) and not hasattr(answer, "logits"):
+        answer = {"logits": answer}
+    found = _fields(name, answer, ("logits",), ("decisions", "metrics", "activations"))
+    logits = numbers(f"{name}: logits", found["logits"], (*shape, configuration["vocabulary_size"]))
+    sparse = sparse_layers(configuration["num_layers"], configuration["num_moe_layers"])
+    records = _by_layer(f"{name}: decisions", found["decisions"], sparse)
+    metrics = _by_layer(f"{name}: metrics", found["metrics"], sparse)
+    decisions = {
+        i: _layer_decision(f"{name}: decisions[{i}]", one, configuration)
+        for i, one in records.items()
+    }
+    return ForwardResult(
+        logits,
+        decisions,
+        {i: _metrics(f"{name}: metrics[{i}]", one) or {} for i, one in metrics.items()},
+        found["activations"],
+    )
+
+
+def _by_layer(name: str, answer: Any, sparse: tuple[int, ...]) -> dict[int, Any]:
+    if answer is None:
+        return {}
+    if not isinstance(answer, Mapping):
+        try:
+            answer = dict(zip(sparse, answer, strict=True))
+        except (TypeError, ValueError) as error:
+            raise Disagreement(f"{name}: must be one a sparse layer, {list(sparse)}") from error
+    if answer and set(answer) != set(sparse):
+        raise Disagreement(f"{name}: of layers {sorted(answer)}, expected {list(sparse)}")
+    return dict(answer)
+
+
+def _layer_decision(
+    name: str,
+    answer: Any,
+    configuration: Mapping[str, Any],
+) -> Decision:
+    """Return a layer's record; the shape of the answer says how the batch was grouped."""
+    experts, k = configuration["num_experts"], configuration["num_selected_experts"]
+    index = array(f"{name}: expert_index", fields_of(answer, ("expert_index",))["expert_index"])
+    if index.ndim != 3 or index.shape[2] != k:
+        raise Disagreement(
+            f"{name}: expert_index of shape {list(index.shape)}, expected [G, T, {k}]"
+        )
+    capacity = fields_of(answer, ("capacity",))["capacity"]
+    if capacity is None:
+        raise Disagreement(f"{name}: lacks capacity")
+    return decision(name, answer, index.shape, experts=experts, capacity=int(capacity))
 
 
 def _metrics(name: str, answer: Any) -> dict[str, ndarray] | None:

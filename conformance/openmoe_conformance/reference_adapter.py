@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from openmoe_reference import gradients, grouping, layers, losses, moe, routing
-from openmoe_spec import SPEC_VERSION, config
+from openmoe_conformance.reference_model_adapter import ReferenceModelAdapter
+from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
+from openmoe_spec import SPEC_VERSION, config, dialects
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
-class ReferenceAdapter:
+class ReferenceAdapter(ReferenceModelAdapter):
     """The NumPy reference behind the adapter's functions."""
 
     name = "openmoe_reference"
@@ -27,8 +28,11 @@ class ReferenceAdapter:
     arithmetic = "float32"
     rejects_invalid_input = True
 
-    def configuration(self, name: str) -> dict[str, Any]:
-        return asdict(config.PUBLISHED[name])
+    def configuration(
+        self, name: str, *, dialect: str | Mapping[str, str] = "t5x"
+    ) -> dict[str, Any]:
+        table = dialect if isinstance(dialect, str) else "t5x"
+        return asdict(dialects.configuration(table, name))
 
     def validate_configuration(self, fields: Mapping[str, Any]) -> None:
         config.Configuration(**fields)
@@ -122,7 +126,7 @@ class ReferenceAdapter:
     def expert(
         self, inputs: ndarray, wi_0: ndarray, wi_1: ndarray, wo: ndarray, *, dtype: str = "float32"
     ) -> ndarray:
-        return layers.gated_mlp(inputs, wi_0, wi_1, wo, dtype=dtype)
+        return feed_forward.gated_mlp(inputs, wi_0, wi_1, wo, dtype=dtype)
 
     def combine(
         self,

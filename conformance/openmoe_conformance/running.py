@@ -111,11 +111,12 @@ def _draw(
     check: Check, strategy: SearchStrategy[Case], subject: Subject, settings_: Settings
 ) -> Drive:
     phases = (Phase.generate, Phase.shrink) if settings_.shrink else (Phase.generate,)
+    profile = settings_.profile
 
     def drive(evidence: Evidence, last: dict[str, Any]) -> None:
         @seed(settings_.seed)
         @settings(
-            max_examples=settings_.profile.examples,
+            max_examples=profile.models if check.whole_model else profile.examples,
             deadline=None,
             database=None,
             phases=phases,

@@ -17,7 +17,14 @@ from openmoe_conformance import answers
 from openmoe_conformance.adapter import FUNCTIONS, UnsupportedError, call, misspelt, offers
 from openmoe_conformance.compare import NAMED_ARITHMETIC, Arithmetic
 from openmoe_conformance.outcome import Disagreement, UsageError
-from openmoe_spec.records import PARAMETERS, Decision, ExpertsChoice, LayerResult
+from openmoe_spec.dialects import DIALECTS
+from openmoe_spec.records import (
+    PARAMETERS,
+    Decision,
+    ExpertsChoice,
+    ForwardResult,
+    LayerResult,
+)
 
 
 class Subject:
@@ -37,6 +44,11 @@ class Subject:
             )
         self.functions = tuple(name for name in FUNCTIONS if offers(adapter, name) is None)
         self.notes = misspelt(adapter)
+        self.dialect = getattr(adapter, "dialect", "t5x")
+        if not isinstance(self.dialect, str) or self.dialect not in DIALECTS:
+            raise UsageError(
+                f"adapter.dialect: must be one of {', '.join(DIALECTS)}, got {self.dialect!r}"
+            )
 
     def lacks(self, needs: tuple[str, ...]) -> str | None:
         """Return why the implementation lacks one of `needs`, or None. `route` may be composed."""
@@ -59,7 +71,17 @@ class Subject:
         return not whole and bool(parts) and all(offers(self.adapter, p) is None for p in parts)
 
     def call(self, function: str, *arguments: Any, **keywords: Any) -> Any:
-        """Return the implementation's own answer, untouched."""
+        """Return the implementation's own answer, untouched.
+
+        A dialect is asked for by keyword unless it is the implementation's native one.
+        """
+        known = FUNCTIONS[function].optional
+        if "dialect" in known:
+            wanted = keywords.pop("dialect", known["dialect"])
+            if wanted != self.dialect:
+                if offers(self.adapter, f"{function}(dialect)"):
+                    raise UnsupportedError(f"{function}() speaks {self.dialect}, not {wanted}")
+                keywords["dialect"] = wanted
         return call(self.adapter, function, *arguments, **keywords)
 
     def integer(self, function: str, *arguments: Any, **keywords: Any) -> int:
@@ -166,6 +188,30 @@ class Subject:
         answer = self.call("moe_layer", inputs, parameters, k=k, **options)
         sizes = {"k": k, "capacity": capacity, "experts": parameters["router"].shape[1]}
         return answers.layer_result("moe_layer", answer, inputs.shape, groups=groups, sizes=sizes)
+
+    def forward(
+        self,
+        parameters: Mapping[str, ndarray],
+        batch: Mapping[str, ndarray],
+        *,
+        configuration: Mapping[str, Any],
+        **options: Any,
+    ) -> ForwardResult:
+        """Return the model's result; decisions and trace where they are shown."""
+        answer = self.call("forward", parameters, batch, configuration=configuration, **options)
+        return answers.forward_result(
+            "forward",
+            answer,
+            batch["decoder_input_tokens"].shape,
+            configuration=configuration,
+        )
+
+    def named(
+        self, function: str, shapes: Mapping[str, tuple[int, ...]], *arguments: Any, **keywords: Any
+    ) -> dict[str, ndarray]:
+        """Return a mapping of arrays of numbers; each name of `shapes` must be there."""
+        answer = self.call(function, *arguments, **keywords)
+        return answers.named(function, answer, shapes)
 
     def gradients(
         self, function: str, arrays: tuple[Any, ...], **options: Any

@@ -86,13 +86,16 @@ def expert_capacity(
     num_experts: int,
     capacity_factor: float,
     min_expert_capacity: int = 4,
+    k: int | None = None,
 ) -> int:
     """Return C, the slots of one expert in one group.
 
-    K is not in the formula: with K = 2 and factor 1.25 at most 62.5 % of the choices fit.
+    K is not in the formula: with K = 2 and factor 1.25 at most 62.5 % of the choices fit. `k` is
+    taken, so that every dialect's rule is called alike, and not looked at.
     Errors: RejectedError GROUP-09 on a size below 1 or a factor that is not above 0.
     Spec: GROUP-06, GROUP-07. Source: flaxformer moe_layers.py::MoeLayer@c5bdc41.
     """
+    del k
     tokens_per_group = check_integer("tokens_per_group", tokens_per_group, "GROUP-09", least=1)
     num_experts = check_integer("num_experts", num_experts, "GROUP-09", least=1)
     factor = check_positive("capacity_factor", capacity_factor, "GROUP-09")
@@ -104,6 +107,67 @@ def expert_capacity(
     if not math.isfinite(exact):
         raise RejectedError("capacity_factor", "GROUP-09", f"is too large, got {capacity_factor}")
     return max(round(exact), min_expert_capacity)
+
+
+def even_capacity(
+    tokens_per_group: int,
+    *,
+    num_experts: int,
+    capacity_factor: float,
+    min_expert_capacity: int = 4,
+    k: int = 2,
+) -> int:
+    """Return C of the published port: K counts, rounded down, one more when odd.
+
+    The minimum comes last, so an odd minimum stays odd.
+    Errors: RejectedError GROUP-09 on a size below 1 or a factor that is not above 0.
+    Spec: DIAL-02. Source: colossalai routers.py::MoeRouter.get_capacity@95e3378e.
+    """
+    tokens_per_group = check_integer("tokens_per_group", tokens_per_group, "GROUP-09", least=1)
+    num_experts = check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    factor = check_positive("capacity_factor", capacity_factor, "GROUP-09")
+    least = check_integer("min_expert_capacity", min_expert_capacity, "GROUP-09", least=1)
+    k = check_integer("k", k, "GROUP-09", least=1, most=num_experts)
+    exact = k * factor * tokens_per_group / num_experts
+    if not math.isfinite(exact):
+        raise RejectedError("capacity_factor", "GROUP-09", f"is too large, got {capacity_factor}")
+    whole = math.floor(exact)
+    return max(whole + whole % 2, least)
+
+
+def groups_by_experts(
+    batch: int,
+    length: int,
+    *,
+    max_group_size: int,
+    num_experts: int,
+    num_expert_replicas: int = 1,
+) -> tuple[tuple[int, int], int]:
+    """Return the padded [B, L] and G that the training run derived. Spec: GROUP-01..GROUP-04."""
+    padded = padded_shape(batch, length, multiple=num_experts * num_expert_replicas)
+    groups = num_groups(
+        padded[0] * padded[1],
+        max_group_size=max_group_size,
+        num_experts=num_experts,
+        num_expert_replicas=num_expert_replicas,
+    )
+    return padded, groups
+
+
+def one_group(
+    batch: int,
+    length: int,
+    *,
+    max_group_size: int,
+    num_experts: int,
+    num_expert_replicas: int = 1,
+) -> tuple[tuple[int, int], int]:
+    """Return [B, L] as it is and one group: all tokens of the call compete. Spec: DIAL-02.
+
+    Source: colossalai layers.py::SparseMLP.forward@95e3378e.
+    """
+    del max_group_size, num_experts, num_expert_replicas
+    return (batch, length), 1
 
 
 def capacity_factor(

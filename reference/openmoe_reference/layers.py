@@ -1,69 +1,102 @@
-"""SPEC.md "Layers": the feed-forward that dense layers and experts share.
+"""SPEC.md "Layers": embedding, norm, token mask, output projection.
 
-Line-comparable to flaxformer dense.py::MlpBlock@c5bdc41.
+Line-comparable to flaxformer embedding.py, layer_norm.py, t5_architecture.py@c5bdc41.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import ml_dtypes
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from openmoe_reference.arguments import check_array, check_choice
-from openmoe_spec.errors import RejectedError
+from openmoe_reference.dtypes import DTYPES, matmul
 
-DTYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float64": np.float64,  # for oracles only
-}
-"""The arithmetics of a feed-forward by name."""
+EPSILON = 1e-6
+"""What every norm adds to the mean of squares."""
 
 
-def gated_mlp(
-    inputs: Float[ndarray, "E S D"],
-    wi_0: Float[ndarray, "E D F2"],
-    wi_1: Float[ndarray, "E D F"],
-    wo: Float[ndarray, "E F D"],
-    *,
-    dtype: str = "float32",
-) -> Float[ndarray, "E S D"]:
-    """Return the feed-forward of each expert on its S slots: three projections multiplied.
+def embed(
+    table: Float[ndarray, "V D"], ids: Int[ndarray, "B L"], *, dtype: str = "float32"
+) -> Float[ndarray, "B L D"]:
+    """Return each id's row rounded to `dtype`, not scaled; an id that is none gives zeros.
 
-    Errors: RejectedError MOE-11 on shapes, non-finite values or an unknown dtype.
-    Spec: MOE-02, MOE-03, MOE-06. Source: dense.py::MlpBlock, dense.py::SwiGLU.
+    Errors: RejectedError LAYER-08 on shapes, values that are not finite, ids that are no integers.
+    Spec: LAYER-01, LAYER-02. Source: embedding.py::Embed.
     """
-    check_choice("dtype", dtype, tuple(DTYPES), "MOE-11")
     sizes: dict[str, int] = {}
-    check_array("inputs", inputs, "E S D", sizes, "MOE-11")
-    check_array("wi_0", wi_0, "E D 2F", sizes, "MOE-11")
-    check_array("wi_1", wi_1, "E D F", sizes, "MOE-11")
-    check_array("wo", wo, "E F D", sizes, "MOE-11")
-    if sizes["2F"] != 2 * sizes["F"]:
-        raise RejectedError(
-            "wi_0", "MOE-11", f"must be twice as wide as wi_1 ({sizes['F']}), got {sizes['2F']}"
-        )
+    check_choice("dtype", dtype, tuple(DTYPES), "LAYER-08")
+    check_array("table", table, "V D", sizes, "LAYER-08")
+    check_array("ids", ids, "B L", sizes, "LAYER-08", kind="i")
+    known = (ids >= 0) & (ids < sizes["V"])
+    rows = table.astype(DTYPES[dtype])[np.where(known, ids, 0)]  # [B, L] -> [B, L, D]
+    # Upstream multiplies a one-hot row with the table, so an unknown id selects nothing.
+    return np.where(known[..., None], rows, np.zeros((), rows.dtype))
+
+
+def rms_norm(
+    inputs: Float[ndarray, "*rows D"], scale: Float[ndarray, " D"], *, dtype: str = "float32"
+) -> Float[ndarray, "*rows D"]:
+    """Return inputs over their root mean square, times `scale`: no mean is subtracted, no bias.
+
+    Statistics are float32; the quotient is rounded to `dtype` BEFORE the product with `scale`.
+    Errors: RejectedError LAYER-08 on shapes and values that are not finite.
+    Spec: LAYER-03, LAYER-04. Source: layer_norm.py::T5LayerNorm.
+    """
+    check_choice("dtype", dtype, tuple(DTYPES), "LAYER-08")
+    rows = "".join(f"row{i} " for i in range(inputs.ndim - 1))
+    check_array("inputs", inputs, f"{rows}D", {}, "LAYER-08")
+    check_array("scale", scale, "D", {"D": inputs.shape[-1]}, "LAYER-08")
     kind = DTYPES[dtype]
-    # Not the textbook's gate: `wi_0` is 2F wide and its product with `wi_1` makes it cubic.
-    value, gate = np.split(_matmul(inputs, wi_0, kind), 2, axis=-1)  # [E, S, 2F] -> two [E, S, F]
-    # The SECOND half is activated; loaders made for other models activate the first.
-    hidden = value * _silu(gate) * _matmul(inputs, wi_1, kind)  # [E, S, F]
-    return _matmul(hidden, wo, kind)  # [E, S, F] -> [E, S, D]
+    wide: type[np.floating] = np.float64 if dtype == "float64" else np.float32
+    x: ndarray = inputs.astype(wide)
+    mean_square = (x * x).mean(axis=-1, keepdims=True, dtype=x.dtype)
+    y = x * (1 / np.sqrt(mean_square + x.dtype.type(EPSILON)))
+    return y.astype(kind) * scale.astype(kind)
 
 
-def _matmul(x: Float[ndarray, "E S D"], w: Float[ndarray, "E D F"], kind: Any) -> ndarray:
-    """Return x @ w with operands and result rounded to `kind`; bfloat16 accumulates in float32."""
-    if kind is not ml_dtypes.bfloat16:
-        return x.astype(kind) @ w.astype(kind)
-    product = x.astype(kind).astype(np.float32) @ w.astype(kind).astype(np.float32)
-    return product.astype(kind)
+def token_mask(input_ids: Int[ndarray, "B L"]) -> Bool[ndarray, "B L"]:
+    """Return which positions carry a token: its id or the next one is above 0, or it is the first.
+
+    A packed segment begins with id 0; the id after it keeps that position.
+    Errors: RejectedError LAYER-08 on anything but integers [B, L].
+    Spec: LAYER-05. Source: dense_attention.py::get_decoder_logit_mask.
+    """
+    check_array("input_ids", input_ids, "B L", {}, "LAYER-08", kind="i")
+    here = input_ids > 0
+    following = np.pad(here[:, 1:], ((0, 0), (0, 1)))  # nothing follows the last position
+    first = np.arange(input_ids.shape[1]) == 0
+    return here | following | first
 
 
-def _silu(x: Float[ndarray, "E S F"]) -> Float[ndarray, "E S F"]:
-    """Return x * sigmoid(x), each step rounded to the dtype of `x`."""
-    with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity: the quotient is then 0
-        one = np.ones((), x.dtype)
-        return x * (one / (one + np.exp(-x)))
+def every_token(input_ids: Int[ndarray, "B L"]) -> Bool[ndarray, "B L"]:
+    """Return a mask that hides nothing: the port knows no other.
+
+    Spec: DIAL-02. Source: modeling_openmoe.py::OpenMoeModel.forward@95e3378e.
+    """
+    check_array("input_ids", input_ids, "B L", {}, "LAYER-08", kind="i")
+    return np.ones(input_ids.shape, bool)
+
+
+def output_logits(
+    inputs: Float[ndarray, "B L D"],
+    kernel: Float[ndarray, "D V"],
+    *,
+    mask: Bool[ndarray, "B L"] | None = None,
+    dtype: str = "float32",
+) -> Float[ndarray, "B L V"]:
+    """Return logits of normed inputs: masked positions are exactly 0, the product is `dtype`'s.
+
+    The kernel is one of its own, not the embedding's, and nothing is divided by sqrt(D).
+    Errors: RejectedError LAYER-08 on shapes and values that are not finite.
+    Spec: LAYER-06, LAYER-07. Source: t5_architecture.py::Decoder, moe_decoder_only.gin@c5bdc41.
+    """
+    sizes: dict[str, int] = {}
+    check_choice("dtype", dtype, tuple(DTYPES), "LAYER-08")
+    check_array("inputs", inputs, "B L D", sizes, "LAYER-08")
+    check_array("kernel", kernel, "D V", sizes, "LAYER-08")
+    if mask is not None:
+        check_array("mask", mask, "B L", sizes, "LAYER-08", kind="b")
+        inputs = inputs * mask[..., None].astype(inputs.dtype)
+    product = matmul(inputs, kernel, DTYPES[dtype])
+    return product.astype(np.float64 if dtype == "float64" else np.float32)

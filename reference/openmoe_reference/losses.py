@@ -5,6 +5,8 @@ Line-comparable to flaxformer routing.py and moe_layers.py@c5bdc41.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -39,6 +41,25 @@ def balance_loss(
     return (share * mean_probability).mean() * sizes["E"] ** 2
 
 
+def balance_loss_of_batch(
+    probabilities: Float[ndarray, "G T E"],
+    expert_index: Int[ndarray, "G T K"],
+    *,
+    padding_mask: Bool[ndarray, "G T"] | None = None,
+) -> np.floating:
+    """Return the balance loss of all tokens as one group, as the paper's equation 5 reads.
+
+    Errors: as `balance_loss`. Spec: DIAL-03. Source: arXiv 2402.01739, equations 5 and 6.
+    """
+    check_array("probabilities", probabilities, "G T E", {}, "LOSS-13")
+    check_array("expert_index", expert_index, "G T K", {}, "LOSS-13", kind="i")
+    return balance_loss(
+        probabilities.reshape(1, -1, probabilities.shape[-1]),
+        expert_index.reshape(1, -1, expert_index.shape[-1]),
+        padding_mask=None if padding_mask is None else padding_mask.reshape(1, -1),
+    )
+
+
 def router_z_loss(
     logits: Float[ndarray, "G T E"], *, padding_mask: Bool[ndarray, "G T"] | None = None
 ) -> np.floating:
@@ -65,6 +86,7 @@ def metrics(
     *,
     padding_mask: Bool[ndarray, "G T"] | None = None,
     scatter: bool = False,
+    balance: Callable[..., np.floating] = balance_loss,
 ) -> dict[str, np.floating]:
     """Return the five scalars that the layer sows, by the names of `records.METRICS`.
 
@@ -88,9 +110,7 @@ def metrics(
         somewhere = sum(len(np.unique(group)) for group in decision.token_index)
         weight = decision.gate.sum()
     else:
-        auxiliary_loss = balance_loss(
-            probabilities, decision.expert_index, padding_mask=padding_mask
-        )
+        auxiliary_loss = balance(probabilities, decision.expert_index, padding_mask=padding_mask)
         dispatched = int(decision.kept.sum())
         somewhere = int(decision.kept.any(axis=-1).sum())
         weight = decision.gate[decision.kept].sum()

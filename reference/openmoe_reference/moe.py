@@ -5,8 +5,9 @@ Line-comparable to flaxformer moe_layers.py@c5bdc41 and dense.py::MlpBlock@c5bdc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -21,9 +22,77 @@ from openmoe_reference.arguments import (
     check_record,
     check_within,
 )
-from openmoe_reference.layers import DTYPES, gated_mlp
+from openmoe_reference.dtypes import DTYPES
+from openmoe_reference.feed_forward import feed_forward
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
+
+
+def combine(
+    expert_outputs: Float[ndarray, "G E C D"],
+    token: Int[ndarray, "G E C"],
+    weight: Float[ndarray, "G E C"],
+    *,
+    tokens: int,
+) -> Float[ndarray, "G T D"]:
+    """Return the weighted sum of each token's slots, in the dtype of `weight`.
+
+    A token with no slot gets exact zeros; weights are not renormalised after drops.
+    Spec: MOE-04, MOE-05, MOE-06. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
+    """
+    sizes: dict[str, int] = {}
+    check_array("expert_outputs", expert_outputs, "G E C D", sizes, "MOE-11")
+    check_array("token", token, "G E C", sizes, "MOE-11", kind="i")
+    check_array("weight", weight, "G E C", sizes, "MOE-11")
+    check_integer("tokens", tokens, "MOE-11", least=1)
+    check_within("token", token, "MOE-11", -1, tokens - 1)
+    groups, _, _, width = expert_outputs.shape
+    output = np.zeros((groups, tokens, width), weight.dtype)
+    for g, e, c in np.argwhere(token >= 0):
+        output[g, token[g, e, c]] += weight[g, e, c] * expert_outputs[g, e, c].astype(weight.dtype)
+    return output
+
+
+def combine_rounded(
+    expert_outputs: Float[ndarray, "G E C D"],
+    token: Int[ndarray, "G E C"],
+    weight: Float[ndarray, "G E C"],
+    *,
+    tokens: int,
+) -> Float[ndarray, "G T D"]:
+    """Return `combine` as the published port does it: gates and sum in the outputs' dtype.
+
+    Spec: DIAL-02. Source: colossalai layers.py::SparseMLP.forward@95e3378e.
+    """
+    rounded = weight.astype(expert_outputs.dtype).astype(weight.dtype)
+    return combine(expert_outputs, token, rounded, tokens=tokens).astype(expert_outputs.dtype)
+
+
+def router_logits_of_rounded(
+    inputs: Float[ndarray, "G T D"], kernel: Float[ndarray, "D E"], **options: Any
+) -> Float[ndarray, "G T E"]:
+    """Return router logits with the kernel held in the inputs' dtype, as the port holds it.
+
+    Spec: DIAL-02. Source: colossalai layers.py::SparseMLP.forward@95e3378e.
+    """
+    return routing.router_logits(inputs, kernel.astype(inputs.dtype), **options)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The functions that a layer is composed of: a dialect exchanges some. Spec: DIAL-01."""
+
+    groups: Callable[..., tuple[tuple[int, int], int]] = grouping.groups_by_experts
+    capacity: Callable[..., int] = grouping.expert_capacity
+    router_logits: Callable[..., ndarray] = routing.router_logits
+    decide: Callable[..., Decision] = routing.decide
+    activations: tuple[str, ...] = ("swiglu", "linear")
+    combine: Callable[..., ndarray] = combine
+    balance_loss: Callable[..., np.floating] = losses.balance_loss
+
+
+STEPS = Steps()
+"""The layer that the weights were trained with."""
 
 
 def moe(
@@ -38,15 +107,18 @@ def moe(
     expert_dtype: str = "float32",
     noise: Float[ndarray, "G T D"] | None = None,
     decision: Decision | ExpertsChoice | None = None,
+    steps: Steps | None = None,
 ) -> LayerResult:
     """Apply the layer to whole groups [G, T, D]; `parameters` as in `records.PARAMETERS`.
 
     A given `decision` is used instead of this router's own: its indices are forced, its gates
     are recomputed, so that two implementations can be compared past a near-tie (JUDGE-04).
+    `steps` are a dialect's functions.
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
     Spec: MOE-01..MOE-08, MOE-10, MOE-14. Source: moe_layers.py::MoeLayer.
     """
-    sizes = check_layer(inputs, parameters, router, expert_dtype)
+    steps = STEPS if steps is None else steps
+    sizes = check_layer(inputs, parameters, router, expert_dtype, steps.activations)
     check_integer("k", k, "ROUTE-20", least=1, most=sizes["E"])
     check_integer("capacity", capacity, "ROUTE-20", least=1)
     if decision is not None:
@@ -58,40 +130,41 @@ def moe(
             )
     mask = routing.padding_mask(inputs) if ignore_padding else None
     wide = np.float64 if expert_dtype == "float64" else np.float32
-    logits = routing.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)
+    logits = steps.router_logits(inputs, parameters["router"], noise=noise, dtype=wide)
     probabilities = routing.softmax(logits)
     if decision is None:
         narrow = probabilities.astype(np.float32)
         if router == "experts_choose":
             decision = routing.experts_choose(narrow, capacity=capacity, padding_mask=mask)
         else:
-            rule = routing.decide if router == "masked" else routing.decide_scatter
-            decision = rule(
-                narrow,
-                k=k,
-                capacity=capacity,
-                padding_mask=mask,
-                batch_prioritized=batch_prioritized,
-            )
+            options: dict[str, Any] = {"padding_mask": mask, "batch_prioritized": batch_prioritized}
+            if router == "masked":
+                decision = steps.decide(narrow, k=k, capacity=capacity, logits=logits, **options)
+            else:
+                decision = routing.decide_scatter(narrow, k=k, capacity=capacity, **options)
     # Gates of this arithmetic at the decided places; ignored padding weighs nothing.
     weights = probabilities if mask is None else probabilities * mask[..., None]
     decision = _with_gates(decision, weights)
     token, weight = slots(decision, num_experts=sizes["E"])
     expert_inputs = dispatch(inputs, token)  # [G, E, C, D]
+    kernels = {name: parameters[name] for name in ("wi_0", "wi_1", "wo")}
     expert_outputs = np.stack(
         [
-            gated_mlp(
-                group, parameters["wi_0"], parameters["wi_1"], parameters["wo"], dtype=expert_dtype
-            )
+            feed_forward(group, kernels, activations=steps.activations, dtype=expert_dtype)
             for group in expert_inputs
         ]
     )
     # Back to the input's dtype, then combined in the router's: bfloat16 in, float32 out.
-    output = combine(expert_outputs.astype(inputs.dtype), token, weight, tokens=sizes["T"])
+    output = steps.combine(expert_outputs.astype(inputs.dtype), token, weight, tokens=sizes["T"])
     metrics = losses.metrics(
-        logits, probabilities, decision, padding_mask=mask, scatter=router == "scatter"
+        logits,
+        probabilities,
+        decision,
+        padding_mask=mask,
+        scatter=router == "scatter",
+        balance=steps.balance_loss,
     )
-    return LayerResult(output, decision, metrics)
+    return LayerResult(output, decision, metrics, logits)
 
 
 def slots(
@@ -130,31 +203,6 @@ def dispatch(
     return np.where(token[..., None] >= 0, rows, np.zeros((), inputs.dtype))
 
 
-def combine(
-    expert_outputs: Float[ndarray, "G E C D"],
-    token: Int[ndarray, "G E C"],
-    weight: Float[ndarray, "G E C"],
-    *,
-    tokens: int,
-) -> Float[ndarray, "G T D"]:
-    """Return the weighted sum of each token's slots, in the dtype of `weight`.
-
-    A token with no slot gets exact zeros; weights are not renormalised after drops.
-    Spec: MOE-04, MOE-05, MOE-06. Source: moe_layers.py::MoeLayer._mask_and_dispatch_to_experts.
-    """
-    sizes: dict[str, int] = {}
-    check_array("expert_outputs", expert_outputs, "G E C D", sizes, "MOE-11")
-    check_array("token", token, "G E C", sizes, "MOE-11", kind="i")
-    check_array("weight", weight, "G E C", sizes, "MOE-11")
-    check_integer("tokens", tokens, "MOE-11", least=1)
-    check_within("token", token, "MOE-11", -1, tokens - 1)
-    groups, _, _, width = expert_outputs.shape
-    output = np.zeros((groups, tokens, width), weight.dtype)
-    for g, e, c in np.argwhere(token >= 0):
-        output[g, token[g, e, c]] += weight[g, e, c] * expert_outputs[g, e, c].astype(weight.dtype)
-    return output
-
-
 def moe_layer(
     inputs: Float[ndarray, "B L D"],
     parameters: Mapping[str, ndarray],
@@ -171,6 +219,7 @@ def moe_layer(
     batch_prioritized: bool = False,
     expert_dtype: str = "float32",
     decision: Decision | ExpertsChoice | None = None,
+    steps: Steps | None = None,
 ) -> LayerResult:
     """Apply the layer to a batch [B, L, D] with the groups that the training run derived.
 
@@ -186,11 +235,10 @@ def moe_layer(
     num_expert_replicas = check_integer(
         "num_expert_replicas", num_expert_replicas, "GROUP-09", least=1
     )
-    padded = grouping.padded_shape(
-        sizes["B"], sizes["L"], multiple=num_experts * num_expert_replicas
-    )
-    groups = grouping.num_groups(
-        padded[0] * padded[1],
+    steps = STEPS if steps is None else steps
+    padded, groups = steps.groups(
+        sizes["B"],
+        sizes["L"],
         max_group_size=max_group_size,
         num_experts=num_experts,
         num_expert_replicas=num_expert_replicas,
@@ -201,11 +249,12 @@ def moe_layer(
         train_capacity_factor=train_capacity_factor,
         eval_capacity_factor=eval_capacity_factor,
     )
-    capacity = grouping.expert_capacity(
+    capacity = steps.capacity(
         grouped.shape[1],
         num_experts=num_experts,
         capacity_factor=factor,
         min_expert_capacity=min_expert_capacity,
+        k=k,
     )
     result = moe(
         grouped,
@@ -217,9 +266,10 @@ def moe_layer(
         batch_prioritized=batch_prioritized,
         expert_dtype=expert_dtype,
         decision=decision,
+        steps=steps,
     )
     output = grouping.from_groups(result.output, padded=padded, shape=(sizes["B"], sizes["L"]))
-    return LayerResult(output, result.decision, result.metrics)
+    return replace(result, output=output)
 
 
 def _with_gates(
@@ -234,7 +284,11 @@ def _with_gates(
 
 
 def check_layer(
-    inputs: ndarray, parameters: Mapping[str, ndarray], router: str, expert_dtype: str
+    inputs: ndarray,
+    parameters: Mapping[str, ndarray],
+    router: str,
+    expert_dtype: str,
+    activations: tuple[str, ...] = ("swiglu", "linear"),
 ) -> dict[str, int]:
     """Return the sizes of a layer's arguments or refuse them. Spec: MOE-11."""
     sizes: dict[str, int] = {}
@@ -244,12 +298,12 @@ def check_layer(
     check_names("parameters", parameters, PARAMETERS, "MOE-11")
     for name, shape in (
         ("router", "D E"),
-        ("wi_0", "E D 2F"),
+        ("wi_0", "E D 2F" if activations[0] == "swiglu" else "E D F"),
         ("wi_1", "E D F"),
         ("wo", "E F D"),
     ):
         check_array(f"parameters[{name!r}]", parameters[name], shape, sizes, "MOE-11")
-    if sizes["2F"] != 2 * sizes["F"]:
+    if sizes.get("2F", 2 * sizes["F"]) != 2 * sizes["F"]:
         raise RejectedError(
             "parameters['wi_0']",
             "MOE-11",

@@ -94,8 +94,11 @@ def decide(
     capacity: int,
     padding_mask: Bool[ndarray, "G T"] | None = None,
     batch_prioritized: bool = False,
+    logits: Float[ndarray, "G T E"] | None = None,
 ) -> Decision:
     """Return the masked router's decision, the one OpenMoE was trained with.
+
+    `logits` are taken, so that every dialect's rule is called alike, and not looked at.
 
     `padding_mask` (True = real) makes the router ignore padding; OpenMoE passes none, so its
     padding is routed like any token.
@@ -103,6 +106,7 @@ def decide(
     Spec: ROUTE-04..ROUTE-12, ROUTE-14, ROUTE-15.
     Source: routing.py::TokensChooseMaskedRouter._compute_routing_instructions.
     """
+    del logits
     mask = _check_decidable(probabilities, k, capacity, padding_mask)
     gate, expert_index = _largest(probabilities, k)  # [G, T, K] each
     if mask is not None:
@@ -111,6 +115,43 @@ def decide(
         expert_index = np.where(mask[..., None], expert_index, np.int32(-1))
     position = decide_positions(expert_index, gate, probabilities.shape[-1], batch_prioritized)
     return Decision(expert_index, gate, position, (position >= 0) & (position < capacity), capacity)
+
+
+def decide_one_by_logits(
+    probabilities: Float32[ndarray, "G T E"],
+    *,
+    k: int,
+    capacity: int,
+    padding_mask: Bool[ndarray, "G T"] | None = None,
+    batch_prioritized: bool = False,
+    logits: Float[ndarray, "G T E"],
+) -> Decision:
+    """Return the published port's decision: with K = 1 it ranks logits, else as `decide`.
+
+    The two differ where probabilities saturate; gates are probabilities either way.
+    Errors: as `decide`. Spec: DIAL-02. Source: colossalai routers.py::Top1Router@95e3378e.
+    """
+    ranked = decide(
+        probabilities if k > 1 else _as_ranks(logits),
+        k=k,
+        capacity=capacity,
+        padding_mask=padding_mask,
+        batch_prioritized=batch_prioritized,
+    )
+    gate = np.take_along_axis(probabilities, ranked.expert_index.clip(0), axis=-1)
+    return Decision(
+        ranked.expert_index,
+        np.where(ranked.expert_index < 0, np.float32(0), gate),
+        ranked.position,
+        ranked.kept,
+        capacity,
+    )
+
+
+def _as_ranks(logits: Float[ndarray, "G T E"]) -> Float32[ndarray, "G T E"]:
+    """Return how many logits of the token are smaller: the same order, and equals stay equal."""
+    check_array("logits", logits, "G T E", {}, "ROUTE-20")
+    return (logits[..., None] > logits[..., None, :]).sum(axis=-1).astype(np.float32)
 
 
 def decide_scatter(

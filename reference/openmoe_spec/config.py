@@ -1,6 +1,6 @@
 """The three published configurations and the ranges a configuration must lie in.
 
-Spec: CFG-01, CFG-02. Source: t5x openmoe_{base,large,xl}.gin@3234135 over flaxformer
+Spec: CFG-01, CFG-02, CFG-04, CFG-05. Source: t5x openmoe_{base,large,xl}.gin@3234135 over flaxformer
 tokens_choose_decoder_only_{base,large,xl}.gin@c5bdc41.
 """
 
@@ -16,7 +16,8 @@ from openmoe_spec.errors import RejectedError
 class Configuration:
     """Shape and routing rules of one OpenMoE model; defaults are those all three share.
 
-    Raises RejectedError naming the field and CFG-02 when a value is outside its legal range.
+    Raises RejectedError naming the field and CFG-02 (CFG-05 for a field of MODEL_FIELDS) when a
+    value is outside its legal range.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Configuration:
     jitter_noise: float = 0.0
     batch_prioritized_routing: bool = False
     ignore_padding_tokens: bool = False
+    expert_mlp_dim: int | None = None
+    num_kv_heads: int | None = None
+    max_length: int = 2048
+    inputs_bidirectional_attention: bool = False
+    z_loss_factor: float = 1e-4
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,14 +68,50 @@ class Configuration:
                 "CFG-02",
                 f"must divide num_layers ({self.num_layers}), got {self.num_moe_layers}",
             )
+        if self.num_heads % self.key_value_heads:
+            raise RejectedError(
+                "num_kv_heads",
+                "CFG-05",
+                f"must divide num_heads ({self.num_heads}), got {self.key_value_heads}",
+            )
+        if self.head_dim % 2:
+            raise RejectedError("head_dim", "CFG-05", f"must be even, got {self.head_dim}")
+
+    @property
+    def expert_width(self) -> int:
+        """Feed-forward width of an expert: that of the dense layers unless it is given."""
+        return self.mlp_dim if self.expert_mlp_dim is None else self.expert_mlp_dim
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values: those of the queries unless they are given."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
 
-_FLAGS = ("batch_prioritized_routing", "ignore_padding_tokens")
+MODEL_FIELDS = (
+    "expert_mlp_dim",
+    "num_kv_heads",
+    "max_length",
+    "inputs_bidirectional_attention",
+    "z_loss_factor",
+    "label_smoothing",
+)
+"""The fields that a layer does not need: those of the whole model (CFG-04)."""
+
+_FLAGS = (
+    "batch_prioritized_routing",
+    "ignore_padding_tokens",
+    "inputs_bidirectional_attention",
+)
 _POSITIVE_FACTORS = ("train_capacity_factor", "eval_capacity_factor")
-_NON_NEGATIVE_FACTORS = ("auxiliary_loss_factor", "router_z_loss_factor")
+_NON_NEGATIVE_FACTORS = ("auxiliary_loss_factor", "router_z_loss_factor", "z_loss_factor")
+_SHARES = ("jitter_noise", "label_smoothing")
+_MAY_BE_ABSENT = ("expert_mlp_dim", "num_kv_heads")
 
 
 def _check_field(name: str, value: object) -> None:
+    if value is None and name in _MAY_BE_ABSENT:
+        return
     if name == "name":
         legal, wanted = isinstance(value, str) and bool(value), "a non-empty string"
     elif name in _FLAGS:
@@ -77,13 +120,14 @@ def _check_field(name: str, value: object) -> None:
         legal, wanted = _is_finite_number(value) and value > 0, "a finite number above 0"  # type: ignore[operator]
     elif name in _NON_NEGATIVE_FACTORS:
         legal, wanted = _is_finite_number(value) and value >= 0, "a finite number, 0 or more"  # type: ignore[operator]
-    elif name == "jitter_noise":
+    elif name in _SHARES:
         legal, wanted = _is_finite_number(value) and 0 <= value < 1, "a number in [0, 1)"  # type: ignore[operator]
     else:
         legal = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         wanted = "a whole number, 1 or more"
     if not legal:
-        raise RejectedError(name, "CFG-02", f"must be {wanted}, got {value!r}")
+        clause = "CFG-05" if name in MODEL_FIELDS else "CFG-02"
+        raise RejectedError(name, clause, f"must be {wanted}, got {value!r}")
 
 
 def _is_finite_number(value: object) -> bool:

@@ -53,11 +53,13 @@ class LayerResult:
     output    float32 [G, T, D] or [B, L, D]
     decision  the record behind the output, or None where an implementation cannot show it
     metrics   the five sown scalars by name (METRICS), or None
+    logits    float32 [G, T, E] of the router, or None
     """
 
     output: Array
     decision: Decision | ExpertsChoice | None = None
     metrics: Mapping[str, Array] | None = field(default=None)
+    logits: Array | None = None
 
 
 METRICS = (
@@ -74,3 +76,62 @@ PARAMETERS = ("router", "wi_0", "wi_1", "wo")
 
 ROUTERS = ("masked", "scatter", "experts_choose")
 """The three routers of the training code; OpenMoE was trained with `masked`."""
+
+BATCH = (
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_loss_weights",
+    "decoder_segment_ids",
+    "decoder_positions",
+    "decoder_causal_attention",
+    "attention_mask",
+    "position_ids",
+)
+"""Names of a batch's arrays, all [B, L]: the training code's features, and what the port's caller
+gives. Only `decoder_input_tokens` is always there."""
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What one forward pass of a model returns.
+
+    logits       float32 [B, L, V]
+    decisions    the record of each sparse layer, by layer index, of its padded groups
+    metrics      the five sown scalars of each sparse layer, by layer index
+    activations  outputs of modules by name (trace): `token_embedder`,
+                 `decoder/layers_i/self_attention`, `.../mlp`, `.../extra_mlp`,
+                 `.../mlp/router/router_weights` (router logits [G, T, E]), `decoder/layers_i` (the
+                 residual stream; in sparse layers before the extra feed-forward is added),
+                 `decoder/decoder_norm`
+    """
+
+    logits: Array
+    decisions: Mapping[int, Decision] = field(default_factory=dict)
+    metrics: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
+    activations: Mapping[str, Array] | None = None
+
+
+LOSSES = (
+    "total",
+    "cross_entropy",
+    "z_loss",
+    "auxiliary_loss",
+    "router_z_loss",
+    "weight_sum",
+    "accuracy",
+)
+"""Names of the parts of a model's loss: `total` is the sum of the next four; `cross_entropy` and
+`z_loss` are divided by the weights' sum, the router losses are scaled means over sparse layers."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of a sequence that is being decoded, not rotated, zeros where none is yet.
+
+    keys, values  [n, B, L, H, N] of all n layers
+    index         int32 [B]: slots filled, which is where the next token goes
+    """
+
+    keys: Array
+    values: Array
+    index: Array

@@ -25,16 +25,16 @@ sys.path.append(str(Path(__file__).parent))
 
 
 def _import_under_hook() -> None:
-    """Import the whole reference with checks; what was imported before is reloaded in place."""
-    package = importlib.import_module("openmoe_reference")
-    names = [f"openmoe_reference.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
+    """Import the whole reference with checks, anew where it was imported before.
+
+    Not by reloading: a class would then have two identities, and its annotations the older one.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openmoe_reference"]:
+        del sys.modules[name]
     with install_import_hook("openmoe_reference", _CHECKER):
-        # Twice: then what the modules import from each other is checked too, in any order.
-        for name in names * 2:
-            if name in sys.modules:
-                importlib.reload(sys.modules[name])
-            else:
-                importlib.import_module(name)
+        package = importlib.import_module("openmoe_reference")
+        for found in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"openmoe_reference.{found.name}")
 
 
 _import_under_hook()

@@ -134,7 +134,7 @@ LEGAL: dict[str, dict[str, Any]] = {
         "batch_prioritized": True,
     },
     "routing.combine_weights": {"decision": DECISION},
-    "layers.gated_mlp": {"inputs": _normal(E, C, D), **WEIGHTS, "dtype": "float32"},
+    "feed_forward.gated_mlp": {"inputs": _normal(E, C, D), **WEIGHTS, "dtype": "float32"},
     "losses.balance_loss": {
         "probabilities": CHANCES,
         "expert_index": DECISION.expert_index,
@@ -602,7 +602,7 @@ def choice_rows(function: str, clauses: tuple[str, ...], **changes: Any) -> Iter
 def layer_rows() -> Iterator[Row]:
     """Yield the illegal calls of chapter 6."""
     clause = "MOE-11"
-    function = "layers.gated_mlp"
+    function = "feed_forward.gated_mlp"
     yield from rows_of_arrays(function, ("inputs", *WEIGHTS), (clause,))
     yield from rows_of_sizes(
         function,

@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import openmoe_reference
-from openmoe_reference import grouping, layers, routing
+from openmoe_reference import dtypes, grouping, routing
 
 MODULES = [
     importlib.import_module(f"openmoe_reference.{found.name}")
@@ -36,9 +36,9 @@ def test_a_wrong_dtype_is_seen():
 
 def test_a_letter_with_two_sizes_is_seen():
     x, w = np.ones((1, 2, 3), np.float32), np.ones((1, 3, 4), np.float32)
-    assert layers._matmul(x, w, np.float32).shape == (1, 2, 4)
+    assert dtypes.matmul(x, w, np.float32).shape == (1, 2, 4)
     with pytest.raises(TypeCheckError, match="parameter 'w'"):
-        layers._matmul(x, np.ones((2, 3, 4), np.float32), np.float32)
+        dtypes.matmul(x, np.ones((2, 3, 4), np.float32), np.float32)
 
 
 def test_a_wrong_result_is_seen(monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from openmoe_reference import grouping
+from openmoe_spec import dialects, parameters
 from openmoe_spec.config import PUBLISHED
 from openmoe_tools.coverage import expand
 
@@ -30,8 +31,19 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "padded": lambda batch, length, multiple: grouping.padded_shape(
         batch, length, multiple=multiple
     ),
+    "even_capacity": lambda tokens, experts, factor: grouping.even_capacity(
+        tokens, num_experts=experts, capacity_factor=factor
+    ),
+    "parameters": lambda name: parameters.count(PUBLISHED[name]).total,
+    "activated": lambda name: parameters.count(PUBLISHED[name]).activated,
+    "paper_total": lambda name: _paper(name).total - _paper(name).vocabulary,
+    "paper_activated": lambda name: _paper(name).activated,
 }
 """What an annotated expression may call: arithmetic, and the reference's rules for shapes."""
+
+
+def _paper(name: str) -> parameters.Counts:
+    return parameters.count(dialects.configuration("paper", name), doubled_gate=False)
 
 
 def complaints(text: str, known: set[str]) -> list[str]:
@@ -61,6 +73,7 @@ def _table(text: str) -> list[str]:
         seen += 1
         for configuration, cell in zip(PUBLISHED.values(), cells.split("|"), strict=False):
             written = cell.strip().replace("true", "True").replace("false", "False")
+            written = written.replace("none", "None")
             value = getattr(configuration, field)
             if ast.literal_eval(written) != value:
                 found.append(f"SPEC.md: {configuration.name}.{field} is {value}, not {written}")
@@ -86,7 +99,7 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 def _value(node: ast.expr) -> Any:
     match node:
-        case ast.Constant(value=int() | float() as number):
+        case ast.Constant(value=int() | float() | str() as number):
             return number
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
             return _OPERATORS[type(operator)](_value(left), _value(right))

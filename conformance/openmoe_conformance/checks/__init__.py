@@ -31,6 +31,7 @@ class Check:
     name   chapter.function, unique
     needs  what the implementation must offer, else the check is SKIPPED
     cases  a Hypothesis strategy (drawn, shrunk) or a function from profile to fixed cases
+    whole_model  an example takes seconds: the profile's `models` are drawn, not its `examples`
     """
 
     name: str
@@ -39,25 +40,31 @@ class Check:
     cases: Cases
     body: Body
     sentence: str
+    whole_model: bool = False
 
 
 CHAPTERS = (
-    *("config", "grouping", "routing", "invariance", "resolution", "other_routers"),
-    *("parts", "moe", "moe_rejections", "losses", "gradients", "programs"),
+    *("config", "parameters", "layers", "attention"),
+    *("grouping", "routing", "invariance", "resolution", "other_routers"),
+    *("parts", "moe", "moe_rejections", "model", "model_rejections"),
+    *("losses", "cross_entropy", "gradients", "optimizer", "initialisation"),
+    *("decoding", "sampling", "dialects", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""
 
 _REGISTRY: dict[str, Check] = {}
 
 
-def check(clause: str, *needs: str, cases: Cases) -> Callable[[Body], Body]:
+def check(
+    clause: str, *needs: str, cases: Cases, whole_model: bool = False
+) -> Callable[[Body], Body]:
     """Register a function as a check of `clause`."""
 
     def register(body: Body) -> Body:
         name = f"{body.__module__.rpartition('.')[2]}.{body.__name__}"
         assert name not in _REGISTRY, f"check {name} stands twice"
         sentence = " ".join((body.__doc__ or "").split())
-        _REGISTRY[name] = Check(name, clause, needs, cases, body, sentence)
+        _REGISTRY[name] = Check(name, clause, needs, cases, body, sentence, whole_model)
         return body
 
     return register

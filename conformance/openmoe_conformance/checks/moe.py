@@ -16,7 +16,7 @@ from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.queues import compare_queue, queue
 from openmoe_conformance.subject import Subject
-from openmoe_reference import layers, moe
+from openmoe_reference import feed_forward, moe
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 LAYER_BOUND = {"relative": 1e-5, "absolute": 1e-5}
@@ -103,7 +103,7 @@ def with_room_for_all_it_is_a_dense_mixture(
     inputs, experts = case["inputs"].astype(np.float64), case["kernel"].shape[1]
     weights = [case[name].astype(np.float64) for name in ("wi_0", "wi_1", "wo")]
     flat = inputs.reshape(1, -1, strategies.WIDTH)
-    every = layers.gated_mlp(np.repeat(flat, experts, axis=0), *weights, dtype="float64")
+    every = feed_forward.gated_mlp(np.repeat(flat, experts, axis=0), *weights, dtype="float64")
     every = every.reshape(experts, *inputs.shape)  # [E, G, T, D]
     wanted = np.zeros(inputs.shape)
     for g, t, j in np.ndindex(*decision.expert_index.shape):

@@ -14,7 +14,7 @@ from openmoe_conformance.compare import close, same
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.subject import Subject
-from openmoe_reference import layers, moe
+from openmoe_reference import feed_forward, moe
 from openmoe_spec.records import Decision
 
 
@@ -40,7 +40,7 @@ def experts_multiply_three_projections(subject: Subject, case: Case, evidence: E
     inputs = _expert_inputs(case)
     weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
     wide = [weight.astype(np.float64) for weight in weights]
-    wanted = layers.gated_mlp(inputs.astype(np.float64), *wide, dtype="float64")
+    wanted = feed_forward.gated_mlp(inputs.astype(np.float64), *wide, dtype="float64")
     got = subject.array("expert", inputs.shape, inputs, *weights)
     close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
 
@@ -57,7 +57,7 @@ def square_weights_are_used_as_they_are(subject: Subject, case: Case, evidence: 
     """With D = F nothing is transposed, and wi_1 and wo are not exchanged."""
     weights = [case[name] for name in ("wi_0", "wi_1", "wo")]
     wide = [weight.astype(np.float64) for weight in weights]
-    wanted = layers.gated_mlp(case["inputs"].astype(np.float64), *wide, dtype="float64")
+    wanted = feed_forward.gated_mlp(case["inputs"].astype(np.float64), *wide, dtype="float64")
     got = subject.array("expert", case["inputs"].shape, case["inputs"], *weights)
     close("expert", got, wanted, evidence, relative=1e-5, of_largest=2e-6)
     evidence.examples += 1

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-CHAPTERS = ("config", "grouping", "routing", "routing_options", "other_routers", "moe", "losses")
+CHAPTERS = (
+    *("config", "parameters", "layers", "attention"),
+    *("grouping", "routing", "routing_options", "other_routers", "moe", "model"),
+    *("losses", "cross_entropy", "optimizer", "initialisation", "decoding", "sampling", "dialects"),
+)
 """Modules of mutants, in the order of SPEC.md."""
 
 _T = TypeVar("_T", bound=type)

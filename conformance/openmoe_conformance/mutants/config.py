@@ -15,8 +15,8 @@ from openmoe_spec.errors import RejectedError
 class PaperFeedForwardWidth(ReferenceAdapter):
     """base has the paper's feed-forward width 3072."""
 
-    def configuration(self, name: str) -> dict[str, Any]:
-        fields = super().configuration(name)
+    def configuration(self, name: str, **options: Any) -> dict[str, Any]:
+        fields = super().configuration(name, **options)
         return fields | {"mlp_dim": 3072} if name == "base" else fields
 
 
@@ -24,8 +24,8 @@ class PaperFeedForwardWidth(ReferenceAdapter):
 class PaperRouterZLoss(ReferenceAdapter):
     """34b has the paper's router z-loss factor 1e-4."""
 
-    def configuration(self, name: str) -> dict[str, Any]:
-        return super().configuration(name) | {"router_z_loss_factor": 1e-4}
+    def configuration(self, name: str, **options: Any) -> dict[str, Any]:
+        return super().configuration(name, **options) | {"router_z_loss_factor": 1e-4}
 
 
 @mutant("CFG-02")

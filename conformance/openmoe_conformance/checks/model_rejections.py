@@ -1,0 +1,1 @@
+"""Checks of SPEC.md "The model": what it must reject."""

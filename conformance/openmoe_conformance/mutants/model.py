@@ -1,0 +1,1 @@
+"""Mutants of SPEC.md "The model"."""

@@ -1,0 +1,1 @@
+"""Mutants of SPEC.md "Training": learning rate, Adafactor, microbatches."""
