@@ -17,8 +17,9 @@ from openmoe_conformance.checks import CHAPTERS, all_checks
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.vector_cases import SCHEMA, VectorCase
 
-HEAVY = ("gradients", "route")
-"""Comparisons (by first word) of which the quick profile runs every sixth case."""
+HEAVY = ("gradients", "route", "forward", "loss", "decode", "generate", "train")
+"""Comparisons (by first word) of which the quick profile runs every sixth case: those that take a
+gradient or run a whole model, and routes from hidden states."""
 
 
 @dataclass(frozen=True)

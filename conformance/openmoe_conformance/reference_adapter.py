@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from openmoe_conformance.reference_model_adapter import ReferenceModelAdapter
+from openmoe_conformance.reference_model_adapter import Dialect, ReferenceModelAdapter
 from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
 from openmoe_spec import SPEC_VERSION, config, dialects
 from openmoe_spec.errors import RejectedError
@@ -28,11 +28,9 @@ class ReferenceAdapter(ReferenceModelAdapter):
     arithmetic = "float32"
     rejects_invalid_input = True
 
-    def configuration(
-        self, name: str, *, dialect: str | Mapping[str, str] = "t5x"
-    ) -> dict[str, Any]:
-        table = dialect if isinstance(dialect, str) else "t5x"
-        return asdict(dialects.configuration(table, name))
+    def configuration(self, name: str, *, dialect: Dialect | None = None) -> dict[str, Any]:
+        wanted = self.native if dialect is None else dialect
+        return asdict(dialects.configuration(wanted if isinstance(wanted, str) else "t5x", name))
 
     def validate_configuration(self, fields: Mapping[str, Any]) -> None:
         config.Configuration(**fields)

@@ -6,7 +6,7 @@ wherever it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +28,7 @@ from openmoe_reference import (
 )
 from openmoe_spec import layouts, parameters
 from openmoe_spec.config import Configuration
-from openmoe_spec.dialects import choices
+from openmoe_spec.dialects import T5X, choices
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ForwardResult
 
@@ -36,20 +36,43 @@ Tree = Mapping[str, ndarray]
 Fields = Mapping[str, Any]
 
 
+DIFFERENTIATED = (
+    *("groups", "token_mask", "attention_mask", "masked_keys", "attention_scale"),
+    *("extra_mlp", "feed_forward", "cross_entropy", "balance"),
+)
+"""Points whose other options the reference's gradients, made by hand, do not know."""
+
+Dialect = str | Mapping[str, str]
+"""A name, or single choices over `t5x`."""
+
+
 class ReferenceModelAdapter:
     """Functions of the whole model over the NumPy reference."""
 
-    def rules(self, dialect: str | Mapping[str, str] = "t5x") -> model.Rules:
+    native: Dialect = "t5x"
+    """What it speaks when it is not asked for another dialect."""
+
+    def rules(self, dialect: Dialect | None = None) -> model.Rules:
         """Return the functions a model is composed of; mutants exchange some."""
-        return dialects.rules(dialect)
+        return dialects.rules(self.native if dialect is None else dialect)
+
+    def choice(self, point: str, dialect: Dialect | None = None) -> str:
+        """Return the choice at one point."""
+        return choices(self.native if dialect is None else dialect)[point]
 
     # ---- parameters ------------------------------------------------------------------------
 
     def parameters(self, configuration: Fields) -> dict[str, Any]:
         return {
             one.name: {"shape": one.shape, "axes": one.axes}
-            for one in parameters.parameters(Configuration(**configuration))
+            for one in parameters.parameters(
+                Configuration(**configuration), doubled_gate=self._doubled_gate
+            )
         }
+
+    @property
+    def _doubled_gate(self) -> bool:
+        return self.choice("feed_forward") == "cubic"
 
     def sparse_layers(
         self, num_layers: int, num_sparse: int, *, layout: str = "MIXED"
@@ -57,7 +80,8 @@ class ReferenceModelAdapter:
         return parameters.sparse_layers(num_layers, num_sparse, layout)
 
     def count_parameters(self, configuration: Fields) -> dict[str, int]:
-        return asdict(parameters.count(Configuration(**configuration)))
+        counts = parameters.count(Configuration(**configuration), doubled_gate=self._doubled_gate)
+        return asdict(counts)
 
     def port_parameters(self, parameters: Tree) -> dict[str, ndarray]:
         found = {}
@@ -91,12 +115,13 @@ class ReferenceModelAdapter:
         inputs: ndarray,
         kernels: Tree,
         *,
-        activations: tuple[str, ...] = ("swiglu", "linear"),
+        activations: tuple[str, ...] | None = None,
         dtype: str = "float32",
     ) -> ndarray:
+        rules = self.rules()
         one = {name: kernel[None] for name, kernel in kernels.items()}
-        options = {"activations": tuple(activations), "dtype": dtype}
-        return self.rules().feed_forward(inputs[None], one, **options)[0]
+        kinds = rules.activations if activations is None else tuple(activations)
+        return rules.feed_forward(inputs[None], one, activations=kinds, dtype=dtype)[0]
 
     def decoder_mask(
         self,
@@ -159,9 +184,14 @@ class ReferenceModelAdapter:
             )
             return {name: value[0] for name, value in found.items()}
         if part == "embed":
-            table = part_gradients.embedding_gradient(inputs, cotangent, vocabulary_size=size)
-            return {"table": table}
+            of_embedding = self._embedding_gradient(None)
+            return {"table": of_embedding(inputs, cotangent, vocabulary_size=size)}
         raise RejectedError("part", "LAYER-08", f"there is no part {part!r}")
+
+    def _embedding_gradient(self, dialect: Dialect | None) -> Callable[..., ndarray]:
+        if self.choice("start_embedding", dialect) == "frozen":
+            return part_gradients.frozen_start_gradient
+        return part_gradients.embedding_gradient
 
     # ---- the model -------------------------------------------------------------------------
 
@@ -171,7 +201,7 @@ class ReferenceModelAdapter:
         batch: Tree,
         *,
         configuration: Fields,
-        dialect: str | Mapping[str, str] = "t5x",
+        dialect: Dialect | None = None,
         **options: Any,
     ) -> ForwardResult:
         return model.forward(
@@ -194,14 +224,14 @@ class ReferenceModelAdapter:
         batch: Tree,
         *,
         configuration: Fields,
-        dialect: str | Mapping[str, str] = "t5x",
+        dialect: Dialect | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         passed = self.forward(
             parameters, batch, configuration=configuration, dialect=dialect, **options
         )
         c = Configuration(**configuration)
-        kind = choices(dialect)["cross_entropy"]
+        kind = self.choice("cross_entropy", dialect)
         if kind == "weighted_mean":
             return self.total_loss(passed.logits, batch, passed.metrics, c)
         text = cross_entropy.all_ones_loss(
@@ -220,14 +250,15 @@ class ReferenceModelAdapter:
         batch: Tree,
         *,
         configuration: Fields,
-        dialect: str | Mapping[str, str] = "t5x",
+        dialect: Dialect | None = None,
         dtype: str = "float32",
         **options: Any,
     ) -> dict[str, ndarray]:
         """Return the gradient of each tensor, with decisions of a pass in `dtype`."""
-        of_embedding = part_gradients.embedding_gradient
-        if choices(dialect)["start_embedding"] == "frozen":
-            of_embedding = part_gradients.frozen_start_gradient
+        for point in DIFFERENTIATED:
+            if self.choice(point, dialect) != T5X[point]:
+                raise RejectedError("dialect", "MODEL-08", f"no gradient for {point} otherwise")
+        of_embedding = self._embedding_gradient(dialect)
         if options.get("decisions") is None:
             options["decisions"] = self.forward(
                 parameters, batch, configuration=configuration, dtype=dtype, **options
@@ -254,8 +285,8 @@ class ReferenceModelAdapter:
 
     # ---- training --------------------------------------------------------------------------
 
-    def learning_rate(self, step: int, *, dialect: str | Mapping[str, str] = "t5x") -> Any:
-        if choices(dialect)["warmup"] == "linear":
+    def learning_rate(self, step: int, *, dialect: Dialect | None = None) -> Any:
+        if self.choice("warmup", dialect) == "linear":
             return optimizer.learning_rate_with_linear_warmup(step)
         return optimizer.learning_rate(step)
 
@@ -355,19 +386,21 @@ class ReferenceModelAdapter:
         *,
         configuration: Fields,
         steps: int,
-        dialect: str | Mapping[str, str] = "t5x",
+        dialect: Dialect | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        c, rules, call = Configuration(**configuration), self.rules(dialect), _call(**options)
-        cache, _ = decoding.prefill(parameters, batch, c, call=call, rules=rules)
-        first, fed = cache, batch["decoder_input_tokens"]
-        rows, last = np.arange(len(fed)), fed.shape[1] - 1
-        logits = []
-        for _ in range(steps):
-            tokens = fed[rows, np.minimum(cache.index, last)]
-            cache, passed = decoding.step(parameters, tokens, cache, c, call=call, rules=rules)
-            logits.append(passed.logits[:, 0])
-        return {"logits": np.stack(logits, axis=1), "prefill": first, "cache": cache}
+        for point in ("decode_position", "prompt_end"):
+            if self.choice(point, dialect) != T5X[point]:
+                raise RejectedError("dialect", "DEC-04", f"{point} has no such steps")
+        logits, first, last = decoding.forced_steps(
+            parameters,
+            batch,
+            Configuration(**configuration),
+            steps=steps,
+            call=_call(**options),
+            rules=self.rules(dialect),
+        )
+        return {"logits": logits, "prefill": first, "cache": last}
 
     def generate(
         self,
@@ -379,7 +412,7 @@ class ReferenceModelAdapter:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 0.0,
-        dialect: str | Mapping[str, str] = "t5x",
+        dialect: Dialect | None = None,
         **options: Any,
     ) -> ndarray:
         def choose(logits: ndarray, number: int) -> ndarray:
@@ -394,6 +427,7 @@ class ReferenceModelAdapter:
             choose,
             call=_call(**options),
             rules=self.rules(dialect),
+            feed_again=self.choice("prompt_end", dialect) == "fed_again",
         )
 
     def sample(self, logits: ndarray, **options: Any) -> ndarray:
@@ -408,7 +442,7 @@ class ReferenceModelAdapter:
         prefill: int,
         chunk: int = 1,
         positions_from_mask: bool = False,
-        dialect: str | Mapping[str, str] = "torch_port",
+        dialect: Dialect | None = None,
     ) -> dict[str, Any]:
         logits, passes = port_decoding.incremental(
             parameters,
@@ -418,7 +452,7 @@ class ReferenceModelAdapter:
             chunk=chunk,
             positions_from_mask=positions_from_mask,
             rules=self.rules(dialect),
-            decode_position=choices(dialect)["decode_position"],
+            decode_position=self.choice("decode_position", dialect),
         )
         return {"logits": logits, "decisions": [one.decisions for one in passes]}
 
@@ -431,7 +465,7 @@ class ReferenceModelAdapter:
         new_tokens: int,
         attention_mask: ndarray | None = None,
         use_cache: bool = True,
-        dialect: str | Mapping[str, str] = "torch_port",
+        dialect: Dialect | None = None,
     ) -> ndarray:
         return port_decoding.greedy(
             parameters,
@@ -441,7 +475,7 @@ class ReferenceModelAdapter:
             attention_mask=attention_mask,
             use_cache=use_cache,
             rules=self.rules(dialect),
-            decode_position=choices(dialect)["decode_position"],
+            decode_position=self.choice("decode_position", dialect),
         )
 
 

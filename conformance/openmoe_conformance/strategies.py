@@ -41,6 +41,11 @@ def small_integers(shape: tuple[int, ...], least: int, most: int) -> st.SearchSt
     return hnp.arrays(np.int8, shape, elements=st.integers(least, most))
 
 
+def normal(seed: int, *shape: int) -> ndarray:
+    """Return a float32 array drawn from N(0, 1)."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 @st.composite
 def probabilities(draw: st.DrawFn, *, masked: bool = False) -> Case:
     """Draw float32 probabilities [G, T, E] with many exact ties, and the numbers to decide on.

@@ -19,7 +19,7 @@ from openmoe_conformance.checks.rejecting import must_reject
 from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
-from openmoe_conformance.vector_cases import VectorCase
+from openmoe_conformance.vector_cases import Comparison, Kind, VectorCase, below
 from openmoe_spec.records import Decision
 
 
@@ -55,7 +55,7 @@ def compare_call(
         what = f"{function}: {case.exercises}"
         must_reject(what, lambda: subject.call(function, *positional, **arguments))
         return
-    expected = _nested(arrays, "expected")
+    expected = _nested(arrays, "expected", flat=function in _ANSWER_TREES)
     if expected is None:
         expected = case.config["expected"]
     answer = _answer(subject, function, positional, arguments)
@@ -69,7 +69,7 @@ def _answer(
     """Return the answer; records come from the subject in their one form."""
     if function in ("decide", "decide_scatter"):
         return subject.decide(*positional, function=function, **arguments)
-    if function in ("route", "experts_choose", "moe"):
+    if function in ("route", "experts_choose", "moe", "forward"):
         return getattr(subject, function)(*positional, **arguments)
     answer = subject.call(function, *positional, **arguments)
     if function == "moe_layer" and fields_of(answer, ("output",))["output"] is None:
@@ -77,35 +77,79 @@ def _answer(
     return answer
 
 
+# ---- what is stored ----------------------------------------------------------------------------
+
+_TREES = ("parameters", "gradients", "batch", "activations")
+"""Mappings whose names have slashes in them: below these nothing is nested."""
+_ANSWER_TREES = ("model_gradients", "scaled_gradients", "port_parameters")
+"""Functions whose answer is such a mapping."""
+
+
 def _arguments(case: VectorCase, arrays: Mapping[str, ndarray]) -> dict[str, Any]:
     stored = _nested(arrays, "arguments") or {}
     arguments = {**case.config.get("arguments", {}), **stored}
     if isinstance(record := arguments.get("decision"), dict):
-        record["kept"] = record["kept"].astype(bool)
-        arguments["decision"] = Decision(**record, capacity=case.config["capacity"])
-    if "padding_mask" in arguments:
-        arguments["padding_mask"] = arguments["padding_mask"].astype(bool)
+        arguments["decision"] = _decision(record, case)
+    if isinstance(records := arguments.get("decisions"), dict):
+        arguments["decisions"] = {layer: _decision(one, case) for layer, one in records.items()}
+    for name in ("mask", "padding_mask"):
+        if arguments.get(name) is not None:
+            arguments[name] = arguments[name].astype(bool)
     return arguments
 
 
-def _nested(arrays: Mapping[str, ndarray], prefix: str) -> Any:
-    """Return what is stored under `prefix`: an array, a mapping of such, or None."""
+def _decision(record: Mapping[str, ndarray], case: VectorCase) -> Decision:
+    fields: dict[str, Any] = {"capacity": case.config.get("capacity"), **record}
+    return Decision(
+        **fields | {"kept": fields["kept"].astype(bool), "capacity": int(fields["capacity"])}
+    )
+
+
+def _nested(arrays: Mapping[str, ndarray], prefix: str, *, flat: bool = False) -> Any:
+    """Return what is stored under `prefix`: an array, a mapping of such, or None.
+
+    Names of trees keep their slashes; the state of a tree is a mapping of slots for each of them.
+    Layers are whole numbers.
+    """
     if prefix in arrays:
-        value = arrays[prefix]
-        return value[()] if value.ndim == 0 else value
-    start = prefix + "/"
-    names = {key[len(start) :].partition("/")[0] for key in arrays if key.startswith(start)}
-    return {name: _nested(arrays, start + name) for name in sorted(names)} or None
+        return _value(arrays[prefix])
+    stored, last = below(arrays, f"{prefix}/"), prefix.rpartition("/")[2]
+    if not stored:
+        return None
+    if flat or last in _TREES:
+        return {name: _value(array) for name, array in stored.items()}
+    if last == "state" and all("/" in name for name in stored):
+        heads = dict.fromkeys(name.rpartition("/")[0] for name in stored)
+    else:
+        heads = dict.fromkeys(name.partition("/")[0] for name in stored)
+    return {
+        int(head) if head.isdigit() else head: _nested(arrays, f"{prefix}/{head}") for head in heads
+    }
+
+
+def _value(array: ndarray) -> Any:
+    return array[()] if array.ndim == 0 else array
+
+
+# ---- comparing ---------------------------------------------------------------------------------
+
+_SHOWN = ("metrics", "decisions", "activations")
+"""What an answer may leave out: the vector is then SKIPPED."""
 
 
 def _compare(
     name: str, answer: Any, expected: Any, bounds: dict[str, float], evidence: Evidence
 ) -> None:
     if isinstance(expected, Mapping):
+        if isinstance(answer, list | tuple):
+            answer = dict(enumerate(answer))
         found = fields_of(answer, tuple(expected))
-        lacking = [field for field in expected if found[field] is None]
-        if lacking == ["metrics"] or (lacking and name.endswith(".metrics")):
-            raise UnsupportedError(f"{name.removesuffix('.metrics')} shows no {lacking[0]}")
+        hidden = [field for field in expected if field in _SHOWN and not found[field]]
+        lacking = [str(field) for field in expected if found[field] is None]
+        if hidden or (lacking and name.endswith(".metrics")):
+            raise UnsupportedError(
+                f"{name.removesuffix('.metrics')} shows no {(hidden or lacking)[0]}"
+            )
         if lacking:
             raise Disagreement(f"{name}: lacks {', '.join(lacking)}")
         if isinstance(answer, Decision):
@@ -131,3 +175,7 @@ def _as_stored(
     if "gate" in expected:
         fields["gate"] = np.where(decision.kept, decision.gate, expected["gate"])
     return fields
+
+
+KINDS: Mapping[str, Kind] = {"call": Kind({"answer": Comparison(compare_call)})}
+"""The one kind."""

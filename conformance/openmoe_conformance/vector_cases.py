@@ -1,4 +1,4 @@
-"""One stored vector case, and the reading of its arrays.
+"""One stored vector case, the reading of its arrays, and what a kind of case is.
 
 Whatever is wrong with a file becomes a VectorError that names file and case, never a crash.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import ml_dtypes
 import numpy as np
+import safetensors
 from numpy import ndarray
 
 from openmoe_conformance.outcome import Evidence
@@ -31,8 +35,10 @@ class VectorError(Exception):
 class VectorCase:
     """One stored case. `comparisons` maps what is compared to the clause it decides.
 
-    `skip` says why no version of this kit, or only a later one, can run it; `faults` why it is
-    unusable.
+    `faults` say why it is unusable, `skip` why no version of this kit, or only a later one, can run
+    it. An array stands in `file` under `keys`, or else under `<id>/<name>`. The arrays of `lender`,
+    a case of the same set, are this case's too. `chapter` is the folder that an import writes it
+    to; empty: it is not imported.
     """
 
     set_name: str
@@ -46,9 +52,23 @@ class VectorCase:
     sha256: str | None = None
     faults: tuple[str, ...] = field(default=())
     skip: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    lender: VectorCase | None = None
+    chapter: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all its arrays, the borrowed ones first."""
+        return (*(self.lender.names if self.lender else ()), *self.arrays)
 
     def load(self) -> dict[str, ndarray]:
-        """Return the arrays. Errors: VectorError naming the file and the case."""
+        """Return the arrays, borrowed ones included. Errors: VectorError naming file and case."""
+        if self.faults:
+            raise VectorError(self.faults[0])
+        return (self.lender.load() if self.lender else {}) | self.own()
+
+    def own(self) -> dict[str, ndarray]:
+        """Return the arrays that are not borrowed. Errors: VectorError naming file and case."""
         if self.faults:
             raise VectorError(self.faults[0])
         if self.file is None:
@@ -61,7 +81,7 @@ class VectorCase:
         found = {}
         for name in self.arrays:
             try:
-                found[name] = content[f"{self.id}/{name}"]
+                found[name] = content[self.keys.get(name, f"{self.id}/{name}")]
             except KeyError:
                 raise VectorError(f"{where}: array {name} is missing") from None
             except Exception as error:
@@ -69,9 +89,63 @@ class VectorCase:
         return found
 
 
-Comparison = Callable[[Subject, VectorCase, Arrays, Evidence], None]
+Run = Callable[[Subject, VectorCase, Arrays, Evidence], None]
 """Compares one thing of a case; raises Disagreement where it fails."""
 
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison, and patterns of the names it is made of, each matched by an array."""
+
+    run: Run
+    arrays: tuple[str, ...] = ()
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Return the patterns that none of `names` matches."""
+        names = tuple(names)
+        return [p for p in self.arrays if not any(re.fullmatch(p, name) for name in names)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What cases of one kind are compared on, by name; `arrays` and `config` all of them hold."""
+
+    comparisons: Mapping[str, Comparison]
+    arrays: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+
+
+def below(arrays: Arrays, prefix: str) -> dict[str, ndarray]:
+    """Return the arrays whose names begin with `prefix`, by the rest of the name."""
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+# ---- answers -----------------------------------------------------------------------------------
+
+_Answer = TypeVar("_Answer")
+_LAST: WeakKeyDictionary[Subject, tuple[VectorCase, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def once(subject: Subject, case: VectorCase, call: str, ask: Callable[[], _Answer]) -> _Answer:
+    """Return what `ask` answered, or raise what it raised, the first time for this case.
+
+    Comparisons of a whole model share one call: a compiler may take seconds for each.
+    """
+    if subject not in _LAST or _LAST[subject][0] is not case:
+        _LAST[subject] = (case, {})
+    answers = _LAST[subject][1]
+    if call not in answers:
+        try:
+            answers[call] = ask()
+        except Exception as error:  # noqa: BLE001 - raised again for each comparison
+            answers[call] = error
+    answer: Any = answers[call]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+# ---- files -------------------------------------------------------------------------------------
 
 _OPEN: dict[tuple[str, str | None], Any] = {}
 
@@ -85,8 +159,32 @@ def _archive(path: str, sha256: str | None) -> Any:
             raise VectorError(f"cannot be read ({error.strerror})") from error
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise VectorError("its sha256 is not the one in index.json: truncated or changed")
+        is_tensors = path.endswith(".safetensors")
+        form, read = ("safetensors file", _tensors) if is_tensors else ("npz archive", _npz)
         try:
-            _OPEN[key] = np.load(io.BytesIO(content), allow_pickle=False)
+            _OPEN[key] = read(content)
         except Exception as error:
-            raise VectorError(f"is no whole npz archive ({error})") from error
+            raise VectorError(f"is no whole {form} ({error})") from error
     return _OPEN[key]
+
+
+def _npz(content: bytes) -> Any:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def _tensors(content: bytes) -> dict[str, ndarray]:
+    """Return tensors as float32: bfloat16 is widened, as in the other files."""
+    return {
+        name: np.frombuffer(one["data"], _DTYPES[one["dtype"]])
+        .reshape(one["shape"])
+        .astype(np.float32)
+        for name, one in safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+    }
+
+
+def keys_of(path: Path) -> tuple[str, ...]:
+    """Return the keys of an npz or safetensors file. Errors: VectorError saying what is wrong."""
+    return tuple(_archive(str(path), None))

@@ -12,7 +12,7 @@ from numpy import ndarray
 from openmoe_conformance.compare import close, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
-from openmoe_conformance.vector_cases import Arrays, Comparison, VectorCase
+from openmoe_conformance.vector_cases import Arrays, Comparison, Kind, Run, VectorCase
 from openmoe_reference import grouping
 from openmoe_spec.records import METRICS, LayerResult
 
@@ -93,7 +93,7 @@ def _layer_output(s: Subject, case: VectorCase, arrays: Arrays, evidence: Eviden
     close("output", got, arrays["output"], evidence, **bound)
 
 
-def _layer_metric(name: str) -> Comparison:
+def _layer_metric(name: str) -> Run:
     def run(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
         got = _run_layer(s, case, arrays).metrics
         if got is None or name not in got:
@@ -179,16 +179,41 @@ def _replicas(s: Subject, case: VectorCase, _: Arrays, __: Evidence) -> None:
     same("num_expert_replicas", got, config["num_expert_replicas"])
 
 
-SHAPES: Mapping[str, Comparison] = {
-    "padded_shape": _padded_shape,
-    "num_groups": _num_groups,
-    "expert_capacity": _expert_capacity,
+_SIZES = ("num_experts", "num_expert_replicas", "max_group_size", "tokens_per_group", "num_groups")
+_PADDING = ("batch", "seq", "padded_batch", "padded_seq")
+_SHAPES = {
+    "padded_shape": Comparison(_padded_shape),
+    "num_groups": Comparison(_num_groups),
+    "expert_capacity": Comparison(_expert_capacity),
 }
-LAYER: Mapping[str, Comparison] = {
-    **SHAPES,
-    "output": _layer_output,
-    **{name: _layer_metric(name) for name in METRICS},
-    "gradients": _layer_gradients,
+KINDS: Mapping[str, Kind] = {
+    "moe_layer": Kind(
+        {
+            **_SHAPES,
+            "output": Comparison(_layer_output),
+            **{name: Comparison(_layer_metric(name)) for name in METRICS},
+            "gradients": Comparison(_layer_gradients),
+        },
+        (
+            *("inputs", "cotangent", "output", "d_inputs"),
+            *(f"metrics/{name}" for name in METRICS),
+            *(f"params/{path}/kernel" for path in STORED_PARAMETERS),
+            *(f"d_params/{path}/kernel" for path in STORED_PARAMETERS),
+        ),
+        (
+            *(*_SIZES, *_PADDING, "expert_capacity", "train", "in_dtype"),
+            *("train_capacity_factor", "eval_capacity_factor"),
+            *("aux_loss_factor", "router_z_loss_factor"),
+        ),
+    ),
+    "group_sizes": Kind(_SHAPES, (), (*_SIZES, *_PADDING, "capacity_factor", "capacity")),
+    "replicas": Kind(
+        {"num_expert_replicas": Comparison(_replicas)},
+        (),
+        (
+            *("device_count", "num_expert_partitions", "num_model_partitions"),
+            "num_expert_replicas",
+        ),
+    ),
 }
-REPLICAS: Mapping[str, Comparison] = {"num_expert_replicas": _replicas}
-"""Comparisons of a layer, of group sizes and of replicas by name."""
+"""Kinds of layers and of what follows from shapes, by name."""

@@ -11,7 +11,7 @@ from numpy import ndarray
 from openmoe_conformance.compare import close, judge_choices, logit_band, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject
-from openmoe_conformance.vector_cases import Arrays, Comparison, VectorCase
+from openmoe_conformance.vector_cases import Arrays, Comparison, Kind, Run, VectorCase
 from openmoe_reference import gradients, routing
 from openmoe_spec.records import Decision
 
@@ -147,7 +147,7 @@ def _router_z_loss(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evide
     close("router_z_loss", got, arrays["router_z_loss"], evidence, **ROUTER_BOUND)
 
 
-def _router_gradients(which: str) -> Comparison:
+def _router_gradients(which: str) -> Run:
     def run(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
         options = _options(case, arrays)
         mask = options.pop("padding_mask")
@@ -199,29 +199,47 @@ def _sizes_of_terms(case: VectorCase, arrays: Arrays, which: str) -> dict[str, f
     }
 
 
-_ALL: dict[str, Comparison] = {
-    "probabilities": _probabilities,
-    "router_z_loss": _router_z_loss,
+_ALL = {"probabilities": Comparison(_probabilities), "router_z_loss": Comparison(_router_z_loss)}
+_INPUTS = ("token_inputs", "kernel", "logits", "probs")
+_CONFIG = ("num_experts", "expert_capacity", "ignore_padding_tokens")
+_TOKENS_CHOOSE = (*_CONFIG, "num_selected_experts", "batch_prioritized_routing")
+KINDS: Mapping[str, Kind] = {
+    "router_masked": Kind(
+        {
+            **_ALL,
+            "decision": Comparison(_masked_decision),
+            "gates": Comparison(_masked_gates),
+            "route": Comparison(_masked_route),
+            "balance_loss": Comparison(_balance_loss),
+            "gradients_combine": Comparison(_router_gradients("combine")),
+            "gradients_aux": Comparison(_router_gradients("aux")),
+            "gradients_z": Comparison(_router_gradients("z")),
+        },
+        (
+            *(*_INPUTS, "dispatch_mask", "dispatch_position", "combine_array", "combine_gate"),
+            *("auxiliary_loss", "router_z_loss", "cotangent"),
+            *(f"d_{x}_{y}" for x in ("inputs", "kernel") for y in ("combine", "aux", "z")),
+        ),
+        _TOKENS_CHOOSE,
+    ),
+    "router_scatter": Kind(
+        {
+            **_ALL,
+            "decision": Comparison(_scatter_decision),
+            "gates": Comparison(_scatter_gates),
+            "balance_loss": Comparison(_balance_loss),
+        },
+        (*_INPUTS, "dispatch_indices", "combine_weights", "auxiliary_loss", "router_z_loss"),
+        _TOKENS_CHOOSE,
+    ),
+    "router_experts_choose": Kind(
+        {
+            **_ALL,
+            "decision": Comparison(_experts_decision),
+            "gates": Comparison(_experts_gates),
+        },
+        (*_INPUTS, "dispatch_mask", "combine_array", "router_z_loss"),
+        _CONFIG,
+    ),
 }
-MASKED: Mapping[str, Comparison] = {
-    **_ALL,
-    "decision": _masked_decision,
-    "gates": _masked_gates,
-    "route": _masked_route,
-    "balance_loss": _balance_loss,
-    "gradients_combine": _router_gradients("combine"),
-    "gradients_aux": _router_gradients("aux"),
-    "gradients_z": _router_gradients("z"),
-}
-SCATTER: Mapping[str, Comparison] = {
-    **_ALL,
-    "decision": _scatter_decision,
-    "gates": _scatter_gates,
-    "balance_loss": _balance_loss,
-}
-EXPERTS_CHOOSE: Mapping[str, Comparison] = {
-    **_ALL,
-    "decision": _experts_decision,
-    "gates": _experts_gates,
-}
-"""Comparisons of each router by name."""
+"""Kinds of routers by name."""

@@ -2,7 +2,7 @@
 
 A set is a folder. Own layout: a folder a chapter, each with `index.json` (schema, provenance,
 files with sha256, cases with a clause id for each comparison) and npz files with keys
-`<id>/<array>`. The upstream layouts `t5x`, `torch_port` and `ul2` have no hashes or clause ids;
+`<id>/<array>`; a case may borrow the arrays of another. The upstream layouts `t5x`, `torch_port` and `ul2` have no hashes or clause ids;
 `upstream_layouts` supplies those. Whatever is wrong with a file becomes a fault of its cases, never a
 crash. The layouts are described in `vectors/README.md`.
 """
@@ -73,35 +73,51 @@ def _own(index: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
         return
     known = clauses.load()
     files = content.get("files", {})
+    rows = content.get("cases", [])
+    lenders = {row["id"]: row for row in rows if isinstance(row, dict) and "id" in row}
     seen: set[str] = set()
-    for position, row in enumerate(content.get("cases", [])):
+    for position, row in enumerate(rows):
         try:
-            case = VectorCase(
-                name,
-                row["id"],
-                row["kind"],
-                row.get("exercises", ""),
-                row["config"],
-                row["comparisons"],
-                tuple(row.get("arrays", ())),
-                index.parent / row["file"] if row.get("file") else None,
-                files.get(row.get("file"), {}).get("sha256"),
-            )
+            case = _case(index, row, files)
+            lender = row.get("borrows")
+            if lender in lenders and "borrows" not in lenders[lender]:
+                case = replace(case, lender=_case(index, lenders[lender], files))
         except (KeyError, TypeError, AttributeError) as error:
             yield _broken(index, f"{name}/index.json, case number {position}: lacks {error}")
             continue
-        faults = []
+        faults = [*_file_faults(index, case), *_file_faults(index, case.lender)]
         if case.id in seen:
             faults.append(f"{name}/index.json, case {case.id}: stands twice")
         seen.add(case.id)
+        if lender is not None and case.lender is None:
+            faults.append(f"{name}/index.json, case {case.id}: cannot borrow from {lender!r}")
         faults += [
             f"{name}/index.json, case {case.id}: names unknown clause {clause!r}"
             for clause in case.comparisons.values()
             if clause not in known
         ]
-        if case.file is not None:
-            if case.file.resolve().parent != index.parent.resolve():
-                faults.append(f"{name}/index.json, case {case.id}: file leaves its folder")
-            elif case.sha256 is None:
-                faults.append(f"{name}/index.json, case {case.id}: {row['file']} has no sha256")
         yield replace(case, faults=tuple(faults))
+
+
+def _case(index: Path, row: Mapping[str, Any], files: Mapping[str, Any]) -> VectorCase:
+    return VectorCase(
+        index.parent.name,
+        row["id"],
+        row["kind"],
+        row.get("exercises", ""),
+        row["config"],
+        row["comparisons"],
+        tuple(row.get("arrays", ())),
+        index.parent / row["file"] if row.get("file") else None,
+        files.get(str(row.get("file")), {}).get("sha256"),
+    )
+
+
+def _file_faults(index: Path, case: VectorCase | None) -> list[str]:
+    """Return what is wrong with the naming of a case's file: it must lie beside its index."""
+    if case is None or case.file is None:
+        return []
+    where = f"{case.set_name}/index.json, case {case.id}"
+    if case.file.resolve().parent != index.parent.resolve():
+        return [f"{where}: file leaves its folder"]
+    return [] if case.sha256 else [f"{where}: {case.file.name} has no sha256"]

@@ -13,11 +13,12 @@ import numpy as np
 from openmoe_production import grouping, layers, losses, moe, programs, routing
 from openmoe_production.arguments import require_floats, require_integers
 from openmoe_production.calling import call
+from openmoe_production.model_adapter import ModelAdapter
 from openmoe_spec import __version__, config
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
-class Adapter:
+class Adapter(ModelAdapter):
     """Every chapter of this version, in float32 at full precision."""
 
     name = "openmoe_production"
@@ -148,7 +149,7 @@ class Adapter:
         dtype: str = "float32",
     ) -> np.ndarray:
         """Return the experts' feed-forward on [E, S, D]."""
-        cast = jnp.asarray(inputs).astype(moe.DTYPES[dtype])
+        cast = jnp.asarray(inputs).astype(layers.DTYPES[dtype])
         arrays = {"inputs": cast, "wi_0": wi_0, "wi_1": wi_1, "wo": wo}
         return np.asarray(call(layers.gated_mlp, "MOE-11", arrays))
 

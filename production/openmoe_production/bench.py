@@ -1,7 +1,8 @@
-"""What the layer costs beyond its matrix products: `python -m openmoe_production.bench`.
+"""What layer and model cost beyond their matrix products: `python -m openmoe_production.bench`.
 
-Compared in one process: the layer; the bound, only the experts' products and activation on filled
-slots; the one-hot form of the training code. Ratios travel to other machines, times do not.
+Of the layer, in one process: itself; the bound, only the experts' products and activation on filled
+slots; the one-hot form of the training code. Ratios travel to other machines, times do not. The
+whole model's part of the page is `bench_model`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openmoe_production import grouping, moe, one_hot
+from openmoe_production import bench_model, grouping, moe, one_hot
+from openmoe_production.bench_timing import MEASURED, compiled, measured, seconds, table
 from openmoe_production.layers import gated_mlp
 
 TIME_TARGET = 1.10
@@ -35,6 +36,14 @@ _SIZES: Mapping[str, tuple[int | list[int], str]] = {
     "width": (512, "D"),
     "hidden": (2048, "F"),
     "memory": ([1024, 2048, 4096, 8192, 16384], "every T whose memory is planned"),
+    "model-rounds": (5, "timed runs of each program of the model"),
+    "head-width": (22, "N of the model: D = 12 N, F = 32 N"),
+    "layers": (12, "of the model, a multiple of 4"),
+    "vocabulary": (4096, "V of the model"),
+    "rows": (2, "B of the model's batch"),
+    "length": (512, "L of the model's batch"),
+    "caches": ([512, 1024, 2048], "every L of a cache"),
+    "batches": ([1, 8], "every B that is decoded"),
 }
 K = 2
 CAPACITY_FACTOR = 1.25
@@ -91,7 +100,7 @@ def programs(case: Case, which: str, given: Operands) -> dict[str, Any]:
         "one-hot": partial(one_hot.moe, k=K, capacity=case.capacity),
     }
     return {
-        name: jax.jit(_with_cotangent(function, which)).lower(*given[name]).compile()
+        name: compiled(_with_cotangent(function, which), *given[name])
         for name, function in functions.items()
     }
 
@@ -107,19 +116,6 @@ def _with_cotangent(function: Callable[..., jax.Array], which: str) -> Callable[
     )
 
 
-def seconds(compiled: Mapping[str, Any], given: Operands, rounds: int) -> dict[str, list[float]]:
-    """Return each program's times: all run in every round, so that a busy spell hits all alike."""
-    names = list(compiled)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(1 + rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*given[name]))  # type: ignore[no-untyped-call]
-            taken[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in taken.items()}  # the first round warms up
-
-
 def time_rows(case: Case, rounds: int) -> list[list[str]]:
     """Return the rows of the table of times for one number of experts."""
     random = np.random.default_rng(0)
@@ -131,13 +127,13 @@ def time_rows(case: Case, rounds: int) -> list[list[str]]:
     rows = []
     for which in PASSES:
         print(f"time, E = {case.experts}, {which}", file=sys.stderr)
-        taken = seconds(programs(case, which, given), given, rounds)
+        made = programs(case, which, given)
+        taken = seconds({name: partial(one, *given[name]) for name, one in made.items()}, rounds)
         for name, times in taken.items():
-            median, least = statistics.median(times), min(times)
-            ratio = median / statistics.median(taken["bound"])
-            row = [str(case.experts), which, name, f"{1e3 * median:.1f}", f"{1e3 * least:.1f}"]
-            row += [f"{ratio:.2f}", f"{least / min(taken['bound']):.2f}"]
-            rows.append([*row, _target(ratio, TIME_TARGET) if name == "layer" else ""])
+            ratio = statistics.median(times) / statistics.median(taken["bound"])
+            target = _target(ratio, TIME_TARGET) if name == "layer" else ""
+            row = [str(case.experts), which, name, *measured(times, taken["bound"]), target]
+            rows.append(row)
     return rows
 
 
@@ -161,18 +157,8 @@ def _target(ratio: float, most: float) -> str:
     return f"<= {most:.2f}: {'met' if ratio <= most else 'missed'}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns are aligned, to be read as plain text too."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    )
-
-
-def page(options: argparse.Namespace) -> str:
-    """Run everything and return the report as a Markdown page."""
+def page(options: argparse.Namespace, more: Sequence[Callable[[], str]] = ()) -> str:
+    """Run everything and return the report as a Markdown page, with `more` sections in it."""
     sizes = options.width, options.hidden
     timed = [Case(options.tokens, experts, *sizes) for experts in options.experts]
     print("timing: a few minutes", file=sys.stderr, flush=True)
@@ -180,12 +166,21 @@ def page(options: argparse.Namespace) -> str:
     planned = [Case(tokens, max(options.experts), *sizes) for tokens in options.memory]
     memory = [row for case in planned for row in memory_rows(case)]
     memory.sort(key=lambda row: row[:2])  # so that T grows from one line to the next
-    values = {name: np.ravel(getattr(options, name)) for name in _SIZES}
+    size = bench_model.Size(
+        options.head_width, options.layers, options.vocabulary, options.rows, options.length
+    )
+    sections = [bench_model.section(size, options.caches, options.batches, options.model_rounds)]
+    sections += [section() for section in more]
+    values = {name: np.ravel(_value(options, name)) for name in _SIZES}
     chosen = " ".join(f"--{name} {' '.join(map(str, value))}" for name, value in values.items())
-    return f"""# Benchmarks of the production layer
+    return f"""# Benchmarks
 
 Python {platform.python_version()}, jax {jax.__version__}, numpy {np.__version__};
 {platform.system()} {platform.machine()}, {os.cpu_count()} processors, on {jax.default_backend()}.
+Ratios are of programs that ran in turns in one process: they travel to other machines, times do not.
+
+## The layer
+
 float32, D = {options.width}, F = {options.hidden}, K = {K}, capacity factor {CAPACITY_FACTOR}.
 
 - **layer**: `openmoe_production.moe.moe`, its output only.
@@ -194,14 +189,14 @@ float32, D = {options.width}, F = {options.hidden}, K = {K}, capacity factor {CA
 
 The backward pass is that of sum(output x cotangent), with gradients of inputs and all weights.
 
-## Time
+### Time
 
 Milliseconds of {options.rounds} interleaved rounds after a warm-up; ratios to the bound.
 T = {options.tokens} tokens in one group.
 
-{table(("E", "pass", "program", "median", "least", "of medians", "of least", "target"), times)}
+{table(("E", "pass", "program", *MEASURED, "target"), times)}
 
-## Memory
+### Memory
 
 Temporary memory of the compiled program as XLA plans it, in megabytes (10^6 bytes); nothing is
 run. One group of T tokens, E = {max(options.experts)}. Linear in T: bytes per token stay the same.
@@ -210,16 +205,21 @@ while they fit: past that size bytes per token rise by steps, the bound's as wel
 
 {table(("pass", "program", "T", "megabytes", "bytes per token", "to bound", "target"), memory)}
 
+{chr(10).join(sections)}
 ## Reproduce
 
     python -m openmoe_production.bench {chosen}
 """
 
 
+def _value(options: argparse.Namespace, name: str) -> Any:
+    return getattr(options, name.replace("-", "_"))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m openmoe_production.bench",
-        description="Compare the layer with the bound of its matrix products and the one-hot form.",
+        description="Compare layer and model with the bounds of their matrix products.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for name, (value, text) in _SIZES.items():
@@ -233,14 +233,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the report and write it as a page."""
+def main(arguments: Sequence[str] | None = None, more: Sequence[Callable[[], str]] = ()) -> None:
+    """Measure, print the report and write it as a page; `more` are further sections of it."""
     parser = _parser()
     options = parser.parse_args(arguments)
     for name in _SIZES:
-        if np.min(getattr(options, name)) < 1:
+        if np.min(_value(options, name)) < 1:
             parser.error(f"--{name} must be 1 or more")
-    text = page(options)
+    if options.layers % bench_model.INTERVAL:
+        parser.error(f"--layers must be a multiple of {bench_model.INTERVAL}")
+    text = page(options, more)
     print(text)
     if options.output and not options.no_write:
         options.output.write_text(text, encoding="utf-8")

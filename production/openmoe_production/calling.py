@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -21,12 +21,14 @@ def call(
     arrays: Mapping[str, Any],
     *,
     by_group: bool = False,
+    sized_by: str | None = None,
     **options: Any,
 ) -> Any:
     """Run `function` jitted on named arrays; other options are static.
 
     What goes `by_group` is compiled in one way whatever its size: the bits of its routing may not
-    depend on how many groups share a call (ROUTE-17).
+    depend on how many groups share a call (ROUTE-17). A model is compiled as the size of its
+    parameters says, whatever the batch: `sized_by` names them.
     Values are unknown inside a trace, so those that must be rejected are looked for before it.
     """
     moved = {
@@ -36,13 +38,23 @@ def call(
     }
     if "probabilities" in arrays and function is not losses.balance_loss:
         _require_float32(arrays["probabilities"])  # JAX would cut float64 down silently
-    for name, array in moved.items():
-        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jnp.floating):
+    for name, array in _named(moved):
+        if jnp.issubdtype(array.dtype, jnp.floating):
             least = 0 if name == "probabilities" else None
             require_floats(name, array, clause, least=least)
-    size = sum(array.size for array in jax.tree.leaves(moved) if isinstance(array, jax.Array))
+    sizing = moved if sized_by is None else moved[sized_by]
+    size = sum(array.size for array in jax.tree.leaves(sizing) if isinstance(array, jax.Array))
     plain = size < _SMALL and not by_group
     return _jitted(function, tuple(sorted(options)), plain)(**moved, **options)
+
+
+def _named(arrays: Mapping[str, Any]) -> Iterator[tuple[str, jax.Array]]:
+    """Yield every array with its name, those of a mapping too; a record checks its own."""
+    for name, value in arrays.items():
+        inner = value if isinstance(value, Mapping) else {}
+        yield from _named({f"{name}[{key!r}]": one for key, one in inner.items()})
+        if isinstance(value, jax.Array):
+            yield name, value
 
 
 def _require_float32(probabilities: np.ndarray) -> None:
@@ -58,8 +70,24 @@ takes most of the time that a short run has."""
 
 
 @cache
+def options(*, plain: bool) -> dict[str, Any]:
+    """Return the compiler's options: roundings to bfloat16 are kept, which XLA would leave out.
+
+    A `plain` program has neither LLVM's optimisation nor kernels of fused loops.
+    """
+    exact = {"xla_allow_excess_precision": False}
+    if not plain:
+        return exact
+    quick = exact | {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(jnp.negative, compiler_options=quick).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # newer versions know no such kernels
+        del quick["xla_cpu_use_fusion_emitters"]
+    return quick
+
+
+@cache
 def _jitted(
     function: Callable[..., Any], static: tuple[str, ...], plain: bool
 ) -> Callable[..., Any]:
-    options = {"xla_backend_optimization_level": 0} if plain else None
-    return jax.jit(function, static_argnames=static, compiler_options=options)
+    return jax.jit(function, static_argnames=static, compiler_options=options(plain=plain))

@@ -10,26 +10,28 @@ Spec: MOE-01..MOE-14.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from openmoe_production import grouping, losses, routing
-from openmoe_production.arguments import require_floats, require_integers, require_shape
-from openmoe_production.layers import gated_mlp
-from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import PARAMETERS, ROUTERS, Decision, ExpertsChoice, LayerResult
+from openmoe_production.arguments import require_shape
+from openmoe_production.layers import DTYPES, gated_mlp
+from openmoe_production.moe_arguments import (
+    require_forced,
+    require_layer,
+    require_names,
+    require_record,
+)
+from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 jax.tree_util.register_dataclass(
-    LayerResult, data_fields=["output", "decision", "metrics"], meta_fields=[]
+    LayerResult, data_fields=["output", "decision", "metrics", "logits"], meta_fields=[]
 )
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-"""The arithmetics of the experts by name."""
 
 
 def moe(
@@ -43,41 +45,48 @@ def moe(
     batch_prioritized: bool = False,
     expert_dtype: str = "float32",
     noise: jax.Array | None = None,
+    decision: Decision | None = None,
 ) -> LayerResult:
     """Apply the layer to whole groups [G, T, D]; parameters as in `records.PARAMETERS`.
 
+    A given `decision` of a tokens-choose router is used instead of this router's own, with the
+    gates of these probabilities (JUDGE-04).
     Pure and static in shape: `jit` and differentiate it freely.
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
     Spec: MOE-01..MOE-14.
     """
-    _require_layer(inputs, parameters, router, expert_dtype)
+    require_layer(inputs, parameters, router, expert_dtype)
     num_experts = parameters["router"].shape[1]
     mask = routing.padding_mask(inputs) if ignore_padding else None
     logits, probabilities = routing.logits_and_probabilities(
         inputs, parameters["router"], noise=noise
     )
-    decision: Decision | ExpertsChoice
+    record: Decision | ExpertsChoice
     if router == "experts_choose":
-        decision = routing.experts_choose(probabilities, capacity=capacity, padding_mask=mask)
-        slot, inverse, weight = ways_of_experts(decision, probabilities, mask)
+        record = routing.experts_choose(probabilities, capacity=capacity, padding_mask=mask)
+        slot, inverse, weight = ways_of_experts(record, probabilities, mask)
     else:
         rule = routing.decide if router == "masked" else routing.decide_scatter
-        decision = rule(
-            probabilities,
-            k=k,
-            capacity=capacity,
-            padding_mask=mask,
-            batch_prioritized=batch_prioritized,
-        )
-        slot, inverse = ways_of_tokens(decision, num_experts)
-        weight = jnp.where(decision.kept, decision.gate, 0)
+        if decision is not None:
+            require_forced(decision, (*inputs.shape[:2], k), capacity)
+            record = routing.with_gates(decision, probabilities, padding_mask=mask)
+        else:
+            record = rule(
+                probabilities,
+                k=k,
+                capacity=capacity,
+                padding_mask=mask,
+                batch_prioritized=batch_prioritized,
+            )
+        slot, inverse = ways_of_tokens(record, num_experts)
+        weight = jnp.where(record.kept, record.gate, 0)
     expert_inputs = dispatch(inputs, slot, inverse)  # [G, E * C, D]
     expert_outputs = _experts(expert_inputs, parameters, DTYPES[expert_dtype]).astype(inputs.dtype)
     output = combine(expert_outputs, weight, slot, inverse)
     scalars = losses.metrics(
-        logits, probabilities, decision, padding_mask=mask, scatter=router == "scatter"
+        logits, probabilities, record, padding_mask=mask, scatter=router == "scatter"
     )
-    return LayerResult(output, decision, scalars)
+    return LayerResult(output, record, scalars, logits)
 
 
 def moe_layer(
@@ -95,6 +104,7 @@ def moe_layer(
     ignore_padding: bool = False,
     batch_prioritized: bool = False,
     expert_dtype: str = "float32",
+    decision: Decision | None = None,
 ) -> LayerResult:
     """Apply the layer to a batch [B, L, D], grouped as a training run with R replicas did.
 
@@ -102,7 +112,7 @@ def moe_layer(
     Errors: RejectedError GROUP-09, MOE-11, ROUTE-20. Spec: GROUP-01..GROUP-08, MOE-07, MOE-08.
     """
     require_shape("inputs", inputs, {"B": None, "L": None, "D": None}, "MOE-11")
-    _require_names(parameters)
+    require_names(parameters)
     require_shape("parameters['router']", parameters["router"], {"D": None, "E": None}, "MOE-11")
     batch, length, _ = inputs.shape
     num_experts = parameters["router"].shape[1]
@@ -129,9 +139,10 @@ def moe_layer(
         ignore_padding=ignore_padding,
         batch_prioritized=batch_prioritized,
         expert_dtype=expert_dtype,
+        decision=decision,
     )
     output = grouping.from_groups(result.output, padded=padded, shape=(batch, length))
-    return LayerResult(output, result.decision, result.metrics)
+    return replace(result, output=output)
 
 
 def _experts(slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
@@ -149,7 +160,7 @@ def _experts(slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any) 
 
 def ways_of_tokens(decision: Decision, num_experts: int) -> tuple[jax.Array, jax.Array]:
     """Return slot [G, T, K] and inverse [G, E * C] of a tokens-choose decision. Spec: MOE-01."""
-    _require_record(decision, num_experts)
+    require_record(decision, num_experts)
     groups, tokens, k = decision.expert_index.shape
     slots = num_experts * decision.capacity
     slot = decision.expert_index * decision.capacity + decision.position
@@ -261,51 +272,3 @@ def _combine_backward(
 
 
 combine.defvjp(_combine_forward, _combine_backward)
-
-
-def _require_names(parameters: Mapping[str, jax.Array]) -> None:
-    if set(parameters) != set(PARAMETERS):
-        raise RejectedError(
-            "parameters", "MOE-11", f"must hold {PARAMETERS}, got {sorted(parameters)}"
-        )
-
-
-def _require_record(decision: Decision, num_experts: int) -> None:
-    """Outside a trace, refuse kept choices without an expert or a slot of their own."""
-    if isinstance(decision.kept, jax.core.Tracer):
-        return
-    expert, position, kept = map(
-        np.asarray, (decision.expert_index, decision.position, decision.kept)
-    )
-    require_integers("decision.expert_index", expert, "MOE-11", least=-1, most=num_experts - 1)
-    if (kept & ((expert < 0) | (position < 0) | (position >= decision.capacity))).any():
-        raise RejectedError("decision.kept", "MOE-11", "must be false where there is no slot")
-    places = np.argwhere(kept)[:, 0], expert[kept], position[kept]
-    if len(set(zip(*(place.tolist() for place in places), strict=True))) < int(kept.sum()):
-        raise RejectedError("decision.position", "MOE-11", "must not give one slot to two choices")
-
-
-def _require_layer(
-    inputs: jax.Array, parameters: Mapping[str, jax.Array], router: str, expert_dtype: str
-) -> None:
-    if router not in ROUTERS:
-        raise RejectedError("router", "MOE-11", f"must be one of {ROUTERS}, got {router!r}")
-    if expert_dtype not in DTYPES:
-        raise RejectedError(
-            "expert_dtype", "MOE-11", f"must be one of {tuple(DTYPES)}, got {expert_dtype!r}"
-        )
-    _require_names(parameters)
-    require_shape("inputs", inputs, {"G": None, "T": None, "D": None}, "MOE-11")
-    width = inputs.shape[2]
-    require_shape("parameters['router']", parameters["router"], {"D": width, "E": None}, "MOE-11")
-    experts = parameters["router"].shape[1]
-    shape: dict[str, dict[str, int | None]] = {"wi_1": {"E": experts, "D": width, "F": None}}
-    require_shape("parameters['wi_1']", parameters["wi_1"], shape["wi_1"], "MOE-11")
-    hidden = parameters["wi_1"].shape[2]
-    shape["wi_0"] = {"E": experts, "D": width, "2F": 2 * hidden}
-    shape["wo"] = {"E": experts, "F": hidden, "D": width}
-    for name in ("wi_0", "wo"):
-        require_shape(f"parameters[{name!r}]", parameters[name], shape[name], "MOE-11")
-    require_floats("inputs", inputs, "MOE-11")
-    for name in PARAMETERS:
-        require_floats(f"parameters[{name!r}]", parameters[name], "MOE-11")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,14 @@ def decide_scatter(
         capacity=capacity,
         batch_prioritized=batch_prioritized,
     )
+
+
+def with_gates(
+    decision: Decision, probabilities: jax.Array, *, padding_mask: jax.Array | None = None
+) -> Decision:
+    """Return the same places with the gates of these probabilities [G, T, E]. Spec: JUDGE-04."""
+    weights = _masked(probabilities, padding_mask)
+    return replace(decision, gate=_gates(weights, jnp.asarray(decision.expert_index)))
 
 
 def experts_choose(

@@ -2,29 +2,24 @@
 
 import pytest
 
-from openmoe_production import bench
+from openmoe_production import bench, bench_model
 
 TINY = ["--tokens", "32", "--experts", "2", "--rounds", "2", "--width", "8", "--hidden", "16"]
-TINY += ["--memory", "32", "64"]
+TINY += ["--memory", "32", "64", "--model-rounds", "1", "--head-width", "2", "--layers", "4"]
+TINY += ["--vocabulary", "64", "--rows", "2", "--length", "16", "--caches", "3", "6"]
+TINY += ["--batches", "1"]
 
 
-def tables(text):
-    """Return the tables of a page: lists of rows by column name."""
-    found = []
-    for block in text.split("\n\n"):
-        lines = [line for line in block.splitlines() if line.startswith("|")]
-        if lines:
-            cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-            found.append([dict(zip(cells[0], row, strict=True)) for row in cells[2:]])
-    return found
-
-
-def test_the_page_has_both_tables(tmp_path, capsys):
+def test_the_page_has_both_tables_of_the_layer(tmp_path, capsys, monkeypatch, tables):
+    monkeypatch.setattr(bench_model, "section", lambda *sizes: f"## The model {sizes}\n")
     path = tmp_path / "page.md"
-    bench.main([*TINY, "--output", str(path)])
+    bench.main([*TINY, "--output", str(path)], [lambda: "## More\n"])
     text = path.read_text(encoding="utf-8")
     assert capsys.readouterr().out == text + "\n"
     assert f"bench {' '.join(TINY)}" in text  # how to reproduce it
+    size = bench_model.Size(head_width=2, layers=4, vocabulary=64, rows=2, length=16)
+    assert f"## The model {(size, [3, 6], [1], 1)}" in text
+    assert "## More" in text
     times, memory = tables(text)
     programs = ["bound", "layer", "one-hot"]
     assert [(row["E"], row["pass"], row["program"]) for row in times] == [
@@ -39,14 +34,17 @@ def test_the_page_has_both_tables(tmp_path, capsys):
 
 
 def test_nothing_is_written_when_asked_not_to(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "page", lambda _: "the page")
+    monkeypatch.setattr(bench, "page", lambda *_: "the page")
     path = tmp_path / "page.md"
     bench.main(["--output", str(path), "--no-write"])
     assert not path.exists()
     assert capsys.readouterr().out == "the page\n"
 
 
-@pytest.mark.parametrize("wrong", [["--tokens", "0"], ["--rounds", "-1"], ["--experts"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--tokens", "0"], ["--rounds", "-1"], ["--experts"], ["--layers", "6"], ["--caches", "0"]],
+)
 def test_wrong_sizes_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
         bench.main(wrong)

@@ -116,6 +116,8 @@ def normalizer(
     """
     check_choice("name", name, NORMALIZERS, "LOSS-25")
     targets, weights = batch["decoder_target_tokens"], batch.get("decoder_loss_weights")
+    if weights is not None:
+        check_weights(weights, {"B": targets.shape[0], "L": targets.shape[1]})
     weights = (targets > 0 if weights is None else weights).astype(np.float32)
     if name == "NUM_TOTAL_TARGET_TOKENS":
         return np.float32(targets.size), weights
@@ -194,11 +196,16 @@ def check_targets(logits: ndarray, targets: ndarray, weights: ndarray | None) ->
     check_array("targets", targets, "B L", sizes, "LOSS-25", kind="i")
     check_within("targets", targets, "LOSS-25", 0, sizes["V"] - 1)
     if weights is not None:
-        kind = "i" if weights.dtype.kind in "iu" else "f"
-        check_array("weights", weights, "B L", sizes, "LOSS-25", kind=kind)
-        if weights.min() < 0:
-            raise RejectedError("weights", "LOSS-25", "must not be negative")
+        check_weights(weights, sizes)
     return sizes
+
+
+def check_weights(weights: ndarray, sizes: dict[str, int]) -> None:
+    """Refuse weights of other shapes or below 0. Spec: LOSS-25."""
+    kind = "i" if weights.dtype.kind in "iu" else "f"
+    check_array("weights", weights, "B L", sizes, "LOSS-25", kind=kind)
+    if weights.min() < 0:
+        raise RejectedError("weights", "LOSS-25", "must not be negative")
 
 
 def check_divisor(value: object) -> float:

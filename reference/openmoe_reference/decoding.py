@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from openmoe_reference import attention, batches, model
-from openmoe_reference.arguments import check_array, check_within
+from openmoe_reference.arguments import check_array, check_integer, check_within
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Cache, ForwardResult
@@ -45,21 +45,26 @@ def prefill(
     *,
     call: model.Call | None = None,
     rules: model.Rules | None = None,
+    end: Int[ndarray, " B"] | None = None,
 ) -> tuple[Cache, ForwardResult]:
     """Return the cache after one pass over the prompt, all L positions of it.
 
-    The last prompt token is NOT cached: it is fed again as the first step. The pass may drop tokens.
+    The last prompt token is NOT cached unless `end` says that more positions are: it is fed again as
+    the first step. The pass may drop tokens.
     Errors: RejectedError DEC-09, MODEL-09, MODEL-10.
     Spec: DEC-01, DEC-02, DEC-03. Source: models.py::DecoderOnlyModel.predict_batch_with_aux.
     """
     rules = model.Rules() if rules is None else rules
     inputs, index = prompt(batch)
+    index = index if end is None else end
     fed = {
         "decoder_input_tokens": inputs,
         "decoder_target_tokens": batch["decoder_causal_attention"],  # stands for the targets
         "decoder_causal_attention": batch["decoder_causal_attention"],
     }
-    batches.check_parameters(parameters, configuration)
+    batches.check_parameters(
+        parameters, configuration, doubled_gate=rules.activations[0] == "swiglu"
+    )
     batches.check_batch(fed, configuration)
     reasons = rules.visible(fed, bidirectional=configuration.inputs_bidirectional_attention)
     bias = rules.bias(reasons)
@@ -91,7 +96,9 @@ def step(
     length = check_cache(cache, configuration)
     check_array("tokens", tokens, "B", {"B": len(cache.index)}, "DEC-09", kind="i")
     check_within("tokens", tokens, "DEC-09", 0, configuration.vocabulary_size - 1)
-    batches.check_parameters(parameters, configuration)
+    batches.check_parameters(
+        parameters, configuration, doubled_gate=rules.activations[0] == "swiglu"
+    )
     place = np.minimum(cache.index, length - 1)[:, None]  # [B, 1]
     seen = np.arange(length) <= cache.index[:, None, None]  # [B, 1, L]
     call = replace(call or model.Call(), training=False, positions=place, cache=cache)
@@ -112,6 +119,31 @@ def check_cache(cache: object, configuration: Configuration) -> int:
     return sizes["L"]
 
 
+def forced_steps(
+    parameters: Mapping[str, ndarray],
+    batch: Mapping[str, ndarray],
+    configuration: Configuration,
+    *,
+    steps: int,
+    call: model.Call | None = None,
+    rules: model.Rules | None = None,
+) -> tuple[Float[ndarray, "B S V"], Cache, Cache]:
+    """Return logits of `steps` steps behind the prompt, fed with the batch's ids, and both caches.
+
+    Step t of row b is fed decoder_input_tokens[b, n_b + t].
+    Errors: as `prefill` and `step`; RejectedError DEC-09 on more steps than the cache has room for.
+    Spec: DEC-04, DEC-06. Source: decoding.py::temperature_sample, with the ids given.
+    """
+    first, _ = prefill(parameters, batch, configuration, call=call, rules=rules)
+    ids, cache, logits = batch["decoder_input_tokens"], first, []
+    room = ids.shape[1] - int(cache.index.max())
+    for _ in range(check_integer("steps", steps, "DEC-09", least=1, most=room)):
+        tokens = ids[np.arange(len(ids)), cache.index]
+        cache, passed = step(parameters, tokens, cache, configuration, call=call, rules=rules)
+        logits.append(passed.logits[:, 0])
+    return np.stack(logits, axis=1), first, cache
+
+
 Choose = Callable[[Float[ndarray, "B V"], int], Int[ndarray, " B"]]
 """Picks a token a row from logits and the number of the step."""
 
@@ -124,28 +156,33 @@ def generate(
     *,
     call: model.Call | None = None,
     rules: model.Rules | None = None,
+    feed_again: bool = True,
 ) -> Int[ndarray, "B L"]:
     """Return generated ids with the prompt removed: each row's up to its end, then zeros.
 
-    A row ends with a new id 1 or when L is reached; what it emits afterwards is 0. A row that has
-    ended is still fed and still competes for experts until all have.
-    Errors: as `prefill` and `step`; RejectedError DEC-09 when a prompt leaves no room.
+    A row ends with a new id 1 or when L is reached; what it emits afterwards is 0. An id of the prompt
+    that stands behind an id 0 is kept and fed, not replaced. A row that has ended is still fed and still competes for experts until all have. With `feed_again` False the
+    prompt's last token is cached too, and the prefill's logits there give the first new id (DIAL-02).
+    Errors: as `prefill` and `step`.
     Spec: DEC-07. Source: decoding.py::temperature_sample, models.py::remove_prefix.
     """
-    cache, _ = prefill(parameters, batch, configuration, call=call, rules=rules)
     inputs, start = prompt(batch)
+    end = start if feed_again else start + 1
+    cache, passed = prefill(parameters, batch, configuration, call=call, rules=rules, end=end)
     rows, length = np.arange(len(inputs)), inputs.shape[1]
-    if (start >= length - 1).any():
-        raise RejectedError("batch", "DEC-09", f"a prompt must be shorter than {length - 1} tokens")
     # One slot beyond the end takes what ended rows would write.
     sequences = np.pad(inputs, ((0, 0), (0, 2)))
     ends = (sequences == END).sum(axis=1)
     ended, place, tokens = np.zeros(len(inputs), bool), start.copy(), sequences[rows, start]
-    number = 0
+    logits, number = passed.logits[rows, start], 0
     while not ended.all():
-        cache, passed = step(parameters, tokens, cache, configuration, call=call, rules=rules)
-        tokens = np.where(ended, 0, choose(passed.logits[:, 0], number))
+        if feed_again or number:
+            cache, passed = step(parameters, tokens, cache, configuration, call=call, rules=rules)
+            logits = passed.logits[:, 0]
         place = np.minimum(place, length)
+        given = sequences[rows, place + 1]
+        tokens = np.where(given != 0, given, choose(logits, number))
+        tokens = np.where(ended, 0, tokens)
         sequences[rows, place + 1] = tokens
         ended = ended | ((sequences == END).sum(axis=1) > ends) | (place >= length - 1)
         place, number = place + 1, number + 1

@@ -25,7 +25,8 @@ def embedding_gradient(ids: ndarray, cotangent: ndarray, *, vocabulary_size: int
     check_array("ids", ids, "B L", {}, "LAYER-08", kind="i")
     check_array("cotangent", cotangent, "B L D", {}, "LAYER-08")
     gradient = np.zeros((vocabulary_size, cotangent.shape[-1]))
-    np.add.at(gradient, ids, cotangent.astype(np.float64))
+    known = (ids >= 0) & (ids < vocabulary_size)  # an unknown id has zeros, so no gradient
+    np.add.at(gradient, ids[known], cotangent[known].astype(np.float64))
     return gradient
 
 

@@ -111,7 +111,10 @@ def incremental(
     With `positions_from_mask` position ids are the running count of the mask, as its `generate`
     prepares them. Spec: DIAL-02. Source: modeling_openmoe.py::prepare_inputs_for_generation.
     """
-    batches.check_parameters(parameters, configuration)
+    rules = dialects.rules("torch_port") if rules is None else rules
+    batches.check_parameters(
+        parameters, configuration, doubled_gate=rules.activations[0] == "swiglu"
+    )
     sizes = batches.check_batch(batch, configuration)
     length = sizes["L"]
     prefill = check_integer("prefill", prefill, "DEC-09", least=1, most=length)

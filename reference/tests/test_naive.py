@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy import ndarray
 
-from openmoe_reference import feed_forward, grouping, losses, moe, routing
+from openmoe_reference import dtypes, feed_forward, grouping, losses, moe, routing
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice
 
@@ -407,7 +407,7 @@ def test_gated_mlp_is_the_naive_expert(data):
     scale = naive.expert(abs(inputs), **{name: abs(value) for name, value in expert.items()})
     for dtype, bound in (("float64", 1e-14), ("float32", 2e-6), ("bfloat16", 5e-2)):
         got = feed_forward.gated_mlp(inputs, **expert, dtype=dtype)
-        assert got.dtype == layers.DTYPES[dtype]
+        assert got.dtype == dtypes.DTYPES[dtype]
         assert (abs(got.astype(np.float64) - wanted) <= bound * scale + 1e-30).all(), dtype
 
 

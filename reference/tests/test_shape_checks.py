@@ -38,7 +38,7 @@ def test_a_letter_with_two_sizes_is_seen():
     x, w = np.ones((1, 2, 3), np.float32), np.ones((1, 3, 4), np.float32)
     assert dtypes.matmul(x, w, np.float32).shape == (1, 2, 4)
     with pytest.raises(TypeCheckError, match="parameter 'w'"):
-        dtypes.matmul(x, np.ones((2, 3, 4), np.float32), np.float32)
+        dtypes.matmul(x, np.ones((1, 2, 4), np.float32), np.float32)
 
 
 def test_a_wrong_result_is_seen(monkeypatch):

@@ -143,6 +143,99 @@ def vectors_export(
 
 
 @app.command()
+def inspect(
+    config: Annotated[
+        str,
+        typer.Argument(help="base, 8b, 34b, a JSON file, or a folder that holds config.json."),
+    ],
+    dialect: Annotated[str, typer.Option(help="t5x, torch_port or paper.")] = "t5x",
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a pass (default: a training run's microbatch, else 1)."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row (default: the longest).")
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Expert replicas R, which groups depend on.")
+    ] = 1,
+    every_layer: Annotated[
+        bool, typer.Option("--all", help="List every layer's tensors, not one line for equals.")
+    ] = False,
+    json: JsonFile = None,
+) -> None:
+    """Print a model's tensors, sizes, memory, groups and capacities; nothing is allocated."""
+    from openmoe_tools import inspecting  # noqa: PLC0415
+
+    request = inspecting.Request(
+        source=config,
+        dialect=dialect,
+        batch=batch,
+        length=length,
+        replicas=replicas,
+        every_layer=every_layer,
+        json=json,
+    )
+    raise typer.Exit(inspecting.inspect(request))
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with config.json and model.safetensors; with --random what `openmoe "
+            "inspect` takes."
+        ),
+    ],
+    tokens: Annotated[
+        list[str] | None, typer.Option(help='A prompt of ids, as "14 77 49" (may be repeated).')
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A prompt of text (may be repeated).")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A SentencePiece model: reads --text, shows new text.")
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Draw fresh weights, to try it out.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="New tokens of a prompt.")] = 32,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the best token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among the k best; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw among the fewest that hold this mass; 0: all.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the draws.")] = 0,
+    implementation: Annotated[
+        str | None, typer.Option(help="production (default), or reference, which needs no JAX.")
+    ] = None,
+    dialect: Annotated[
+        str, typer.Option(help="t5x, or torch_port: the port's greedy loop, on the reference.")
+    ] = "t5x",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    json: JsonFile = None,
+) -> None:
+    """Continue prompts with a model's own weights."""
+    from openmoe_tools import continuing, generating  # noqa: PLC0415
+
+    request = generating.Request(
+        model=model,
+        tokens=tuple(tokens or ()),
+        text=tuple(text or ()),
+        tokenizer=tokenizer,
+        random=random,
+        max_new_tokens=max_new_tokens,
+        choice=continuing.Choice(temperature, top_k, top_p, seed),
+        implementation=implementation,
+        dialect=dialect,
+        dtype=dtype,
+        json=json,
+    )
+    raise typer.Exit(generating.generate(request))
+
+
+@app.command()
 def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of each timing.")] = 16,
     tokens: Annotated[int, typer.Option(min=16, help="Tokens of the one group.")] = 4096,

@@ -46,8 +46,9 @@ def collect(root: Path, clauses: list[Clause]) -> tuple[list[Row], list[str]]:
 def _gaps(rows: Iterable[Row]) -> list[str]:
     found = []
     for row in rows:
-        # The reference is no compiled program, nor is a stored array.
-        needed = ("check", "mutant") if row.clause.kind == "S" else KINDS
+        # The reference is no compiled program, nor is a stored array; a distribution has no answer.
+        without = {"S": ("reference", "vector"), "P": ("vector",)}.get(row.clause.kind, ())
+        needed = [kind for kind in KINDS if kind not in without]
         if row.clause.normative:
             found += [f"{row.clause.id} has no {kind}" for kind in needed if not row.names[kind]]
     return found
@@ -118,7 +119,8 @@ def render(rows: list[Row]) -> str:
         "mutants of `conformance/` and the index files of the vectors; `make lint` fails when it is",
         "out of date, or when a normative clause lacks a check, a mutant, a reference function or a",
         "vector. Clauses of class S speak of a compiled program: they have no reference function",
-        "and no vector, and their mutants live in `production/tests`.",
+        "and no vector, and their mutants live in `production/tests`; those of class P speak of a",
+        "distribution, which no vector holds.",
         "",
         "| clause | class | reference | checks | mutants | vectors |",
         "|---|---|---|---|---|---|",
@@ -129,7 +131,7 @@ def render(rows: list[Row]) -> str:
                 row.clause.id,
                 row.clause.kind,
                 *(_cell(row.names[kind]) for kind in ("reference", "check", "mutant")),
-                str(len(row.names["vector"]) or "program"),
+                str(len(row.names["vector"]) or ("draws" if row.clause.kind == "P" else "program")),
             )
             lines.append("| " + " | ".join(cells) + " |")
     informative = [row.clause.id for row in rows if not row.clause.normative]

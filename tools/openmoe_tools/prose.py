@@ -13,6 +13,9 @@ from openmoe_spec.config import PUBLISHED
 from openmoe_tools.coverage import expand
 
 _ANNOTATED = re.compile(r"`([^`]+)`\s+\(=\s*([^)]+)\)")
+_POINT_ROW = re.compile(
+    r"\| `(\w+)` \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| ([^|\n]+) \| [^|\n]+ \|"
+)
 _TABLE_ROW = re.compile(r"\|\s*(\w+)\s*\|((?:[^|\n]+\|){3})")
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -61,7 +64,24 @@ def complaints(text: str, known: set[str]) -> list[str]:
         f"SPEC.md cites {identifier}, which it has not"
         for identifier in sorted(set(expand(text)) - known)
     ]
-    return found + _table(text)
+    return found + _table(text) + _dialects(text)
+
+
+def _dialects(text: str) -> list[str]:
+    """Compare SPEC.md's table of points with the choices of the dialects."""
+    rows = {name: cells for name, *cells in _POINT_ROW.findall(text)}
+    found = [
+        f"SPEC.md: {name} is no point of the dialects"
+        for name in rows
+        if name not in dialects.POINTS
+    ]
+    for name, point in dialects.POINTS.items():
+        options = [table[name] for table in dialects.DIALECTS.values()]
+        first, *others = options
+        wanted = [f"`{first}`", *("=" if one == first else f"`{one}`" for one in others)]
+        if rows.get(name) != [point.question, *wanted]:
+            found.append(f"SPEC.md: the row of point {name} is not {point.question} {wanted}")
+    return found
 
 
 def _table(text: str) -> list[str]:

@@ -44,11 +44,12 @@ class Check:
 
 
 CHAPTERS = (
-    *("config", "parameters", "layers", "attention"),
+    *("config", "parameters", "layers", "masks", "rotary", "attention", "layer_rejections"),
     *("grouping", "routing", "invariance", "resolution", "other_routers"),
     *("parts", "moe", "moe_rejections", "model", "model_rejections"),
-    *("losses", "cross_entropy", "gradients", "optimizer", "initialisation"),
-    *("decoding", "sampling", "dialects", "programs"),
+    *("losses", "cross_entropy", "gradients", "optimizer", "microbatches", "initialisation"),
+    *("training_rejections", "decoding", "sampling", "decoding_rejections"),
+    *("dialects", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""
 

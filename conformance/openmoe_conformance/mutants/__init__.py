@@ -13,9 +13,22 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 CHAPTERS = (
-    *("config", "parameters", "layers", "attention"),
+    *("config", "parameters", "layers", "masks", "rotary", "attention"),
+    *("layer_rejections", "part_gradients"),
     *("grouping", "routing", "routing_options", "other_routers", "moe", "model"),
-    *("losses", "cross_entropy", "optimizer", "initialisation", "decoding", "sampling", "dialects"),
+    *("model_numerics", "model_rejections"),
+    *(
+        "losses",
+        "cross_entropy",
+        "optimizer",
+        "adafactor",
+        "microbatches",
+        "initialisation",
+        "decoding",
+        "decoding_steps",
+        "sampling",
+        "dialects",
+    ),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

@@ -1,0 +1,310 @@
+"""What a whole model costs beyond its matrix products, and what a decoded token costs.
+
+The model has Base's proportions at another head width N: 12 heads, D = 12 N, F = 32 N, 16 experts.
+The bound of a program is all of its matrix products and nothing else, each on operands of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from openmoe_production import decoding, grouping, initialisation, model, training
+from openmoe_production.bench_timing import MEASURED, Program, compiled, measured, seconds, table
+from openmoe_production.layers import DTYPES
+from openmoe_spec.config import BASE, Configuration
+from openmoe_spec.parameters import count, sparse_layers
+from openmoe_spec.records import Cache
+
+INTERVAL = BASE.num_layers // BASE.num_moe_layers
+DTYPES_TIMED = ("float32", "bfloat16")
+PASSES = ("forward", "gradients")
+
+
+class Size(NamedTuple):
+    """What is timed: N, layers (each fourth sparse), V, and a batch of B rows of L tokens."""
+
+    head_width: int
+    layers: int
+    vocabulary: int
+    rows: int
+    length: int
+
+
+def shrunk(size: Size) -> Configuration:
+    """Return Base with another head width, number of layers and vocabulary."""
+    return replace(
+        BASE,
+        name="shrunk",
+        embed_dim=BASE.num_heads * size.head_width,
+        head_dim=size.head_width,
+        mlp_dim=BASE.mlp_dim // BASE.head_dim * size.head_width,
+        num_layers=size.layers,
+        num_moe_layers=size.layers // INTERVAL,
+        vocabulary_size=size.vocabulary,
+        max_length=size.length,
+    )
+
+
+# ---- the bound ---------------------------------------------------------------------------------
+
+
+class Product(NamedTuple):
+    """One matrix product, as `einsum` takes it."""
+
+    form: str
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    dtype: str
+
+
+def products(
+    c: Configuration, rows: int, queries: int, keys: int, *, training: bool, dtype: str
+) -> Iterator[Product]:
+    """Yield every product of a forward pass over [B, Q] tokens that see L keys."""
+    n = rows * queries
+    inner, heads = c.num_heads * c.head_dim, (c.num_heads, c.head_dim)
+    sparse = sparse_layers(c.num_layers, c.num_moe_layers)
+    groups, tokens, slots = _slots(c, rows, queries, training=training)
+    for layer in range(c.num_layers):
+        for _ in range(3):
+            yield Product("nd,de->ne", (n, c.embed_dim), (c.embed_dim, inner), dtype)
+        seen, weights = (rows, keys, *heads), (rows, c.num_heads, queries, keys)
+        yield Product("bqhn,bkhn->bhqk", (rows, queries, *heads), seen, dtype)
+        yield Product("bhqk,bkhn->bqhn", weights, seen, dtype)
+        yield Product("nd,de->ne", (n, inner), (inner, c.embed_dim), dtype)
+        yield from _feed_forward(1, n, c.embed_dim, c.mlp_dim, dtype)
+        if layer in sparse:
+            router = (c.embed_dim, c.num_experts)
+            yield Product("gtd,de->gte", (groups, tokens, c.embed_dim), router, "float32")
+            yield from _feed_forward(c.num_experts, slots, c.embed_dim, c.expert_width, dtype)
+    kernel = (c.embed_dim, c.vocabulary_size)
+    yield Product("nd,de->ne", (n, c.embed_dim), kernel, "float32")
+
+
+def _slots(c: Configuration, rows: int, length: int, *, training: bool) -> tuple[int, int, int]:
+    """Return groups, tokens of one, and the slots of an expert in all of them."""
+    padded = math.prod(grouping.padded_shape(rows, length, multiple=c.num_experts))
+    groups = grouping.num_groups(padded, max_group_size=c.max_group_size, num_experts=c.num_experts)
+    tokens = padded // groups
+    capacity = grouping.expert_capacity(
+        tokens,
+        num_experts=c.num_experts,
+        capacity_factor=c.train_capacity_factor if training else c.eval_capacity_factor,
+        min_expert_capacity=c.min_expert_capacity,
+    )
+    return groups, tokens, groups * capacity
+
+
+def _feed_forward(
+    experts: int, slots: int, width: int, hidden: int, dtype: str
+) -> Iterator[Product]:
+    for columns in (2 * hidden, hidden):
+        yield Product("esd,edf->esf", (experts, slots, width), (experts, width, columns), dtype)
+    yield Product("esf,efd->esd", (experts, slots, hidden), (experts, hidden, width), dtype)
+
+
+Operands = list[tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def operands(wanted: Sequence[Product]) -> Operands:
+    """Return arrays for each product, and one of its result's shape to be carried back."""
+    random = np.random.default_rng(0)
+
+    def make(shape: tuple[int, ...], dtype: str) -> jax.Array:
+        return jnp.asarray(random.random(shape, np.float32).astype(DTYPES[dtype]))
+
+    made = []
+    for one in wanted:
+        left, right = make(one.left, one.dtype), make(one.right, one.dtype)
+        result = jax.eval_shape(partial(_product, one), left, right)
+        made.append((left, right, make(result.shape, one.dtype)))
+    return made
+
+
+def bound(given: Operands, wanted: Sequence[Product], which: str) -> list[jax.Array]:
+    """Return all products, and backward both products that carry each one's cotangent back."""
+    made = []
+    for one, (left, right, cotangent) in zip(wanted, given, strict=True):
+        result, carry = jax.vjp(partial(_product, one), left, right)
+        made += [result, *(carry(cotangent) if which == "gradients" else ())]
+    return made
+
+
+def _product(one: Product, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(one.form, left, right, precision=lax.Precision.HIGHEST)
+
+
+# ---- passes of a batch -------------------------------------------------------------------------
+
+
+def batch_of(size: Size) -> dict[str, jax.Array]:
+    """Return whole rows of random ids."""
+    shape = (size.rows, size.length)
+    targets = np.random.default_rng(1).integers(1, size.vocabulary, shape, np.int32)
+    inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    named = {"decoder_input_tokens": inputs, "decoder_target_tokens": targets}
+    return {name: jnp.asarray(value) for name, value in named.items()}
+
+
+def programs(size: Size, which: str, dtype: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Return the compiled programs of a pass and their operands, by name."""
+    c, batch = shrunk(size), batch_of(size)
+    apart = initialisation.initialise(c, jax.random.key(0))
+    scan = model.stack(apart, c)
+    training_pass = which == "gradients"
+    wanted = tuple(
+        products(c, size.rows, size.length, size.length, training=training_pass, dtype=dtype)
+    )
+    made: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "bound": (partial(bound, wanted=wanted, which=which), (operands(wanted),))
+    }
+    if not training_pass:
+
+        def forward(parameters: Any, batch: Any) -> jax.Array:
+            return model.forward(parameters, batch, c, dtype=dtype).logits
+
+        made |= {"apart": (forward, (apart, batch)), "scan": (forward, (scan, batch))}
+    else:
+
+        def gradients(parameters: Any, batch: Any, *, remat: bool = False) -> Any:
+            def loss(parameters: Any) -> tuple[jax.Array, Any]:
+                options = {"training": True, "dtype": dtype, "remat": remat}
+                return model.loss_fn(parameters, batch, c, **options)
+
+            return jax.value_and_grad(loss, has_aux=True)(parameters)
+
+        made["apart"] = gradients, (apart, batch)
+        if dtype == "float32":  # variants of one program: once is enough, and compiling takes long
+            again = partial(gradients, remat=True)
+            made["scan"] = gradients, (scan, batch)
+            made["apart, remat"], made["scan, remat"] = (
+                (again, (given, batch)) for given in (apart, scan)
+            )
+        step = partial(training.train_step, configuration=c, dtype=dtype)
+        made["train step"] = step, (apart, training.adafactor(c).init(apart), batch)
+    return {name: (compiled(run, *given), given) for name, (run, given) in made.items()}
+
+
+def pass_rows(size: Size, rounds: int) -> list[list[str]]:
+    """Return the rows of the table of passes."""
+    rows = []
+    for dtype in DTYPES_TIMED:
+        for which in PASSES:
+            print(f"model, {dtype}, {which}", file=sys.stderr, flush=True)
+            made = programs(size, which, dtype)
+            taken = seconds(
+                {name: partial(run, *given) for name, (run, given) in made.items()}, rounds
+            )
+            for name, times in taken.items():
+                speed = size.rows * size.length / statistics.median(times)
+                memory = made[name][0].memory_analysis().temp_size_in_bytes
+                cells = [*measured(times, taken["bound"]), f"{speed:.0f}", f"{memory / 1e6:.0f}"]
+                rows.append([dtype, which, name, *cells])
+    return rows
+
+
+# ---- decoding ----------------------------------------------------------------------------------
+
+
+def step_rows(
+    size: Size, lengths: Sequence[int], batches: Sequence[int], rounds: int
+) -> list[list[str]]:
+    """Return the rows of the table of cached steps."""
+    c = shrunk(size)
+    parameters = model.stack(initialisation.initialise(c, jax.random.key(0)), c)
+    made: dict[str, Program] = {}
+    cases = [(rows, length) for rows in batches for length in sorted(lengths)]
+    for rows, length in cases:
+        print(f"decoding, B = {rows}, L = {length}", file=sys.stderr, flush=True)
+        made[f"{rows} {length}"] = _stepper(c, parameters, rows, length)
+        wanted = tuple(products(c, rows, 1, length, training=False, dtype="float32"))
+        given = operands(wanted)
+        run = compiled(partial(bound, wanted=wanted, which="forward"), given)
+        made[f"{rows} {length} bound"] = partial(run, given)
+    taken = seconds(made, rounds)
+    rows_of_table = []
+    before: tuple[int, int, float] | None = None
+    for rows, length in cases:
+        times, limit = taken[f"{rows} {length}"], taken[f"{rows} {length} bound"]
+        median = statistics.median(times)
+        growth = ["", ""]
+        if before is not None and before[0] == rows:
+            longer, slower = length / before[1], median / before[2]
+            kept = "met" if slower <= longer else "missed"
+            growth = [f"{slower:.2f}", f"<= {longer:.2f}: {kept}"]
+        before = rows, length, median
+        cells = measured(times, limit)
+        of_bound = f"{1e3 * statistics.median(limit):.1f}"
+        token = f"{1e3 * median / rows:.2f}"
+        rows_of_table.append([str(rows), str(length), *cells, of_bound, token, *growth])
+    return rows_of_table
+
+
+def _stepper(c: Configuration, parameters: Any, rows: int, length: int) -> Program:
+    """Return a step that goes on with its own cache, whose memory it uses again."""
+    shape = (c.num_layers, rows, length, c.key_value_heads, c.head_dim)
+    keys = jax.random.normal(jax.random.key(1), shape)
+    cache = Cache(keys, keys + 1, jnp.full(rows, length // 2, jnp.int32))
+    tokens = jnp.full(rows, 2, jnp.int32)
+
+    def step(parameters: Any, tokens: jax.Array, cache: Cache) -> tuple[Cache, jax.Array]:
+        cache, result = decoding.step(parameters, tokens, cache, c)
+        return cache, result.logits
+
+    run = compiled(step, parameters, tokens, cache, donate_argnums=2)
+
+    def advance() -> jax.Array:
+        nonlocal cache
+        cache, logits = run(parameters, tokens, cache)
+        return logits
+
+    return advance
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+
+def section(size: Size, caches: Sequence[int], batches: Sequence[int], rounds: int) -> str:
+    """Run everything and return the model's part of the page."""
+    c, elements = shrunk(size), count(shrunk(size)).total
+    passes, steps = pass_rows(size, rounds), step_rows(size, caches, batches, rounds)
+    heads = ("dtype", "pass", "program", *MEASURED, "tokens/s", "temporary MB")
+    of_steps = ("B", "L", *MEASURED, "bound", "a token", "growth", "not above linear")
+    return f"""## The whole model
+
+Base in small: D = {c.embed_dim}, F = {c.mlp_dim}, {c.num_heads} heads of {c.head_dim}, \
+{c.num_layers} layers, {c.num_moe_layers} of them sparse, E = {c.num_experts}, K = \
+{c.num_selected_experts}, V = {c.vocabulary_size}: {elements / 1e6:.1f} million elements.
+A batch is {size.rows} x {size.length} tokens, all of them text.
+Milliseconds of {rounds} interleaved rounds after a warm-up; ratios to the bound.
+
+- **bound**: every matrix product of the pass, with its shape and dtype and operands of its own;
+  backward both products that carry each one's cotangent back. The program does nothing else.
+- **apart**, **scan**: `model.forward` with layers one by one, and with blocks of layers under \
+`lax.scan` (`model.stack`).
+  An evaluation pass forward; gradients are of `model.loss_fn` in a training pass, in all tensors.
+- **remat**: layers are computed again in the backward pass. The bound does not do that.
+- **train step**: `training.train_step`, layers one by one: gradients and Adafactor.
+
+bfloat16 is that of activations and experts: a CPU has to emulate it.
+
+{table(heads, passes)}
+
+## Decoding
+
+One cached step, float32, with a cache of L slots; every step rotates all keys anew. *A token* is
+the median over the rows. *Growth* is the median over that of the cache before.
+
+{table(of_steps, steps)}
+"""

@@ -1,0 +1,290 @@
+"""One pass over the decoder, from token ids to logits, and the loss to be differentiated.
+
+Pure functions of a flat mapping from the names of `openmoe_spec.parameters` to arrays; `stack`
+brings it into a form whose repeating layers run in a `lax.scan`. Spec: MODEL-01..MODEL-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from openmoe_production import attention, cross_entropy, layers, moe
+from openmoe_production.batches import require_batch, require_parameters
+from openmoe_production.stacking import by_layer, stack, unstack
+from openmoe_spec.config import Configuration
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.parameters import sparse_layers
+from openmoe_spec.records import Cache, Decision, ForwardResult
+
+__all__ = ["Pass", "forward", "loss_fn", "run", "stack", "unstack"]
+
+Parameters = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass's result, and the keys and values [n, B, L, H, N] that its attention saw."""
+
+    result: ForwardResult
+    keys: jax.Array
+    values: jax.Array
+
+
+for _record, _fields in (
+    (ForwardResult, ["logits", "decisions", "metrics", "activations"]),
+    (Cache, ["keys", "values", "index"]),
+    (Pass, ["result", "keys", "values"]),
+):
+    jax.tree_util.register_dataclass(_record, data_fields=_fields, meta_fields=[])
+
+
+def forward(
+    parameters: Parameters,
+    batch: Mapping[str, jax.Array],
+    configuration: Configuration,
+    **options: Any,
+) -> ForwardResult:
+    """Return logits [B, L, V] of a batch, with decisions and metrics; `options` are those of `run`.
+
+    `decoder_positions` are not looked at: rotary positions count from the row's start.
+    Errors: RejectedError MODEL-09, MODEL-10, and those of `run`. Spec: MODEL-01..MODEL-08.
+    """
+    require_parameters(parameters, configuration)
+    require_batch(batch, configuration)
+    visible = attention.visible_by_targets(
+        batch, bidirectional=configuration.inputs_bidirectional_attention
+    )
+    ids = batch["decoder_input_tokens"]
+    return run(parameters, ids, visible, configuration, **options).result
+
+
+def loss_fn(
+    parameters: Parameters,
+    batch: Mapping[str, jax.Array],
+    configuration: Configuration,
+    **options: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the total loss of a batch and its parts; differentiate it in `parameters`.
+
+    `options` are those of `run`; a batch that is trained on is one of `training=True`.
+    Errors: RejectedError LOSS-25, and those of `forward`. Spec: MODEL-08, LOSS-21, LOSS-24.
+    """
+    result = forward(parameters, batch, configuration, **options)
+    parts = cross_entropy.total_loss(result.logits, batch, result.metrics, configuration)
+    return parts["total"], parts
+
+
+def run(
+    parameters: Parameters,
+    input_ids: jax.Array,
+    visible: jax.Array,
+    configuration: Configuration,
+    *,
+    training: bool = False,
+    dtype: str = "float32",
+    expert_dtype: str | None = None,
+    decisions: Mapping[int, Decision] | None = None,
+    num_expert_replicas: int = 1,
+    positions: jax.Array | None = None,
+    cache: Cache | None = None,
+    remat: bool = False,
+    trace: bool = False,
+) -> Pass:
+    """Return one pass of `input_ids` [B, Q], attending as `visible` bool [B, Q, L] allows.
+
+    training             the training capacity factor is in force
+    dtype, expert_dtype  of activations, and of the experts (None: the same)
+    decisions            forced decisions by layer index; a layer that is not named decides itself.
+                         Stacked layers are forced all or none.
+    num_expert_replicas  R, which groups depend on
+    positions            where the queries stand, [Q] or [B, Q]; None: 0, 1, ...
+    cache                keys and values of earlier tokens; None: there are none
+    remat                layers are computed again in the backward pass instead of being kept
+    trace                activations are returned by name (MODEL-11)
+    Errors: RejectedError LAYER-08, ATTN-12, MOE-11, GROUP-09.
+    Spec: MODEL-01, MODEL-02, MODEL-03, MODEL-06.
+    """
+    decisions = {} if decisions is None else decisions
+    sparse = sparse_layers(configuration.num_layers, configuration.num_moe_layers)
+    if not set(decisions) <= set(sparse):
+        raise RejectedError(
+            "decisions", "MOE-11", f"must be of layers {sparse}, got {sorted(decisions)}"
+        )
+    layer = _Layer(
+        configuration,
+        mask=layers.token_mask(input_ids),
+        visible=visible,
+        positions=positions,
+        index=None if cache is None else cache.index,
+        training=training,
+        dtype=dtype,
+        expert_dtype=dtype if expert_dtype is None else expert_dtype,
+        num_expert_replicas=num_expert_replicas,
+    )
+    step = jax.checkpoint(layer.apply) if remat else layer.apply
+    embedded = x = layers.embed(parameters["token_embedder/embedding"], input_ids, dtype=dtype)
+    apart, repeated = by_layer(parameters)
+    seen = []
+    for i, weights in enumerate(apart):
+        kept = None if cache is None else (cache.keys[i], cache.values[i])
+        x, one = step(x, _Inputs(weights, kept, decisions.get(i)))
+        seen.append(one)
+    if repeated:
+        x, more = _scan(step, x, _stacked_inputs(repeated, len(apart), cache, decisions))
+        seen += more
+    normed = layers.rms_norm(x, parameters["decoder/decoder_norm/scale"], dtype=dtype)
+    logits = layers.output_logits(
+        normed, parameters["decoder/logits_dense/kernel"], mask=layer.mask
+    )
+    activations = {"token_embedder": embedded, "decoder/decoder_norm": normed}
+    for i, one in enumerate(seen):
+        activations |= {f"decoder/layers_{i}{name}": a for name, a in one.activations.items()}
+    result = ForwardResult(
+        logits,
+        {i: one.decision for i, one in enumerate(seen) if one.decision is not None},
+        {i: one.metrics for i, one in enumerate(seen) if one.metrics is not None},
+        activations if trace else None,
+    )
+    return Pass(
+        result, jnp.stack([one.keys for one in seen]), jnp.stack([one.values for one in seen])
+    )
+
+
+class _Inputs(NamedTuple):
+    """What one layer has of its own: tensors without the prefix of their name."""
+
+    weights: Mapping[str, jax.Array]
+    cached: tuple[jax.Array, jax.Array] | None
+    decision: Decision | None
+
+
+class _Seen(NamedTuple):
+    """What one layer leaves behind."""
+
+    keys: jax.Array
+    values: jax.Array
+    decision: Any
+    metrics: Any
+    activations: dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of a pass, with what all of them share."""
+
+    configuration: Configuration
+    mask: jax.Array
+    visible: jax.Array
+    positions: jax.Array | None
+    index: jax.Array | None
+    training: bool
+    dtype: str
+    expert_dtype: str
+    num_expert_replicas: int
+
+    def apply(self, x: jax.Array, own: _Inputs) -> tuple[jax.Array, _Seen]:
+        """Return the residual stream behind the layer. Spec: MODEL-02, MODEL-03, MODEL-06."""
+        weights = own.weights
+        attended, keys, values = attention.attention(
+            self._normed(x, weights, "pre_self_attention_layer_norm"),
+            {name: weights[f"self_attention/{name}/kernel"] for name in attention.KERNELS},
+            self.visible,
+            num_heads=self.configuration.num_heads,
+            positions=self.positions,
+            cache=None if own.cached is None or self.index is None else (*own.cached, self.index),
+        )
+        x = x + attended
+        normed = self._normed(x, weights, "pre_mlp_layer_norm")
+        activations = {"/self_attention": attended}
+        if _ROUTER not in weights:
+            activations["/mlp"] = self._feed_forward(normed, weights, "mlp")
+            activations[""] = x = x + activations["/mlp"]
+            return x, _Seen(keys, values, None, None, activations)
+        result = self._experts(normed, own)
+        activations["/mlp/router/router_weights"] = result.logits
+        activations["/mlp"] = result.output
+        activations[""] = x = x + result.output  # float32 from here on, whatever it was
+        normed = self._normed(x, weights, "pre_extra_mlp_layer_norm")
+        activations["/extra_mlp"] = self._feed_forward(normed, weights, "extra_mlp")
+        x = x + activations["/extra_mlp"]
+        return x, _Seen(keys, values, result.decision, result.metrics, activations)
+
+    def _normed(self, x: jax.Array, weights: Mapping[str, jax.Array], name: str) -> jax.Array:
+        # The mask multiplies what a sublayer reads, never the residual stream.
+        normed = layers.rms_norm(x, weights[f"{name}/scale"], dtype=self.dtype)
+        return normed * self.mask[..., None].astype(normed.dtype)
+
+    def _feed_forward(self, x: jax.Array, weights: Mapping[str, jax.Array], name: str) -> jax.Array:
+        kernels = {key: weights[f"{name}/{key}/kernel"] for key in ("wi_0", "wi_1", "wo")}
+        rows = x.reshape(-1, x.shape[-1])
+        return layers.feed_forward(rows, kernels, dtype=self.dtype).reshape(x.shape)
+
+    def _experts(self, x: jax.Array, own: _Inputs) -> Any:
+        c = self.configuration
+        kernels = {
+            name: own.weights[f"mlp/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")
+        }
+        return moe.moe_layer(
+            x,
+            {"router": own.weights[_ROUTER], **kernels},
+            training=self.training,
+            k=c.num_selected_experts,
+            train_capacity_factor=c.train_capacity_factor,
+            eval_capacity_factor=c.eval_capacity_factor,
+            min_expert_capacity=c.min_expert_capacity,
+            max_group_size=c.max_group_size,
+            num_expert_replicas=self.num_expert_replicas,
+            ignore_padding=c.ignore_padding_tokens,
+            batch_prioritized=c.batch_prioritized_routing,
+            expert_dtype=self.expert_dtype,
+            decision=own.decision,
+        )
+
+
+_ROUTER = "mlp/router/router_weights/w/kernel"
+
+
+def _stacked_inputs(
+    repeated: list[dict[str, jax.Array]],
+    first: int,
+    cache: Cache | None,
+    decisions: Mapping[int, Decision],
+) -> list[_Inputs]:
+    """Return what the layers of the block have of their own, each with an axis of blocks.
+
+    `first` layers stand by themselves: the first block, as long as each of the others.
+    """
+    forced = [decisions[i] for i in sorted(decisions) if i >= first]
+    blocks = repeated[-1][_ROUTER].shape[0]
+    if forced and len(forced) != blocks:
+        raise RejectedError("decisions", "MOE-11", "must name every stacked layer or none")
+    decision = jax.tree.map(lambda *parts: jnp.stack(parts), *forced) if forced else None
+    inputs = []
+    for position, weights in enumerate(repeated):
+        kept = None
+        if cache is not None:
+            its = slice(first + position, None, first)
+            kept = cache.keys[its], cache.values[its]
+        inputs.append(_Inputs(weights, kept, decision if _ROUTER in weights else None))
+    return inputs
+
+
+def _scan(step: Any, x: jax.Array, inputs: list[_Inputs]) -> tuple[jax.Array, list[_Seen]]:
+    """Run the block over the axis of blocks; return what each layer left, in order."""
+
+    def block(x: jax.Array, inputs: list[_Inputs]) -> tuple[jax.Array, list[_Seen]]:
+        seen = []
+        for own in inputs:
+            x, one = step(x, own)
+            seen.append(one)
+        return x, seen
+
+    x, seen = lax.scan(block, x, inputs)
+    blocks = jax.tree.leaves(seen)[0].shape[0]
+    return x, [jax.tree.map(lambda a, b=b: a[b], one) for b in range(blocks) for one in seen]

@@ -1,0 +1,307 @@
+"""Training and decoding as the conformance kit sees them: NumPy in, NumPy out, everything jitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from openmoe_production import batches, decoding, initialisation, optimizer, sampling
+from openmoe_production.arguments import (
+    require_count,
+    require_factor,
+    require_floats,
+    require_integers,
+    require_shape,
+)
+from openmoe_production.calling import call
+from openmoe_production.training import accumulated, require_microbatches, train_step
+from openmoe_spec.config import Configuration
+from openmoe_spec.errors import RejectedError
+from openmoe_spec.records import Cache
+
+Tree = Mapping[str, Any]
+Fields = Mapping[str, Any]
+
+
+class TrainingAdapter:
+    """Functions of training and decoding in the dialect `t5x`."""
+
+    # ---- training --------------------------------------------------------------------------
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of an update."""
+        optimizer.require_step(step)
+        return float(call(optimizer.learning_rate, "OPT-12", {"step": step}))
+
+    def optimizer_state(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, Any]:
+        """Return the moments of one tensor before the first update, by the names of SLOTS."""
+        one = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
+        return _numpy(optimizer.adafactor({"": tuple(axes)}).init({"": one}).slots[""])
+
+    def adafactor(
+        self,
+        parameter: np.ndarray,
+        gradient: np.ndarray,
+        state: Tree,
+        *,
+        axes: tuple[str, ...],
+        step: int,
+        rate: float,
+    ) -> dict[str, Any]:
+        """Return one tensor and its moments after an update: `parameter` and `state`."""
+        optimizer.require_step(step)
+        require_factor("rate", rate, "OPT-12")
+        arrays = {
+            "parameter": parameter,
+            "gradient": gradient,
+            "state": dict(state),
+            "step": step,
+            "rate": rate,
+        }
+        return _numpy(call(_adafactor, "OPT-12", arrays, axes=tuple(axes)))
+
+    def scaled_gradients(self, gradients: Tree, *, num_expert_partitions: int) -> dict[str, Any]:
+        """Return gradients with those of experts multiplied."""
+        moved = {name: jnp.asarray(value) for name, value in gradients.items()}
+        return _numpy(
+            optimizer.scaled_gradients(moved, num_expert_partitions=num_expert_partitions)
+        )
+
+    def accumulated_gradients(
+        self,
+        parameters: Tree,
+        batch: Tree,
+        *,
+        configuration: Fields,
+        num_microbatches: int,
+        training: bool = True,
+    ) -> dict[str, Any]:
+        """Return `loss`, by parts, and `gradients`, added up over microbatches."""
+        c = Configuration(**configuration)
+        batches.require_batch(batch, c)
+        require_microbatches(batch, num_microbatches)
+        found = _of_model(
+            accumulated,
+            parameters,
+            c,
+            {"batch": dict(batch)},
+            num_microbatches=num_microbatches,
+            training=training,
+        )
+        for name, gradient in found.gradients.items():
+            require_floats(f"gradients[{name!r}]", gradient, "OPT-12")
+        return {"loss": _numbers(found.losses), "gradients": _numpy(found.gradients)}
+
+    def train_step(
+        self,
+        parameters: Tree,
+        state: Mapping[str, Tree],
+        batch: Tree,
+        *,
+        configuration: Fields,
+        step: int,
+        num_microbatches: int = 1,
+        num_expert_partitions: int = 1,
+    ) -> dict[str, Any]:
+        """Return `loss`, by parts, and the updated `parameters` and `state`."""
+        c = Configuration(**configuration)
+        batches.require_batch(batch, c)
+        optimizer.require_step(step)
+        require_microbatches(batch, num_microbatches)
+        require_count("num_expert_partitions", num_expert_partitions, "OPT-12")
+        slots = {name: dict(moments) for name, moments in state.items()}
+        found = _of_model(
+            train_step,
+            parameters,
+            c,
+            {"state": optimizer.State(jnp.int32(step), slots), "batch": dict(batch)},
+            num_microbatches=num_microbatches,
+            num_expert_partitions=num_expert_partitions,
+        )
+        for name, moments in found.state.slots.items():
+            for moment in moments.values():  # as finite as the gradients were
+                require_floats(f"gradients[{name!r}]", moment, "OPT-12")
+        return {
+            "loss": _numbers(found.losses),
+            "parameters": _numpy(found.parameters),
+            "state": _numpy(found.state.slots),
+        }
+
+    def initialise(self, configuration: Fields, seed: int) -> dict[str, np.ndarray]:
+        """Return freshly drawn tensors by name."""
+        c = Configuration(**configuration)
+        return _numpy(initialisation.initialise(c, jax.random.key(seed)))
+
+    # ---- decoding --------------------------------------------------------------------------
+
+    def decode(
+        self,
+        parameters: Tree,
+        batch: Tree,
+        *,
+        configuration: Fields,
+        steps: int,
+        dtype: str = "float32",
+        expert_dtype: str | None = None,
+        num_expert_replicas: int = 1,
+    ) -> dict[str, Any]:
+        """Return `logits` [B, S, V] of steps on the batch's own tokens, and the caches around them."""
+        c = Configuration(**configuration)
+        require_count("steps", steps, "DEC-09")
+        decoding.require_prompts(batch, c, room=False)
+        tokens, most = batch["decoder_input_tokens"], c.vocabulary_size - 1
+        require_integers("batch['decoder_input_tokens']", tokens, "DEC-09", least=0, most=most)
+        logits, first, last = _of_model(
+            _decode,
+            parameters,
+            c,
+            {"batch": dict(batch)},
+            steps=steps,
+            dtype=dtype,
+            expert_dtype=expert_dtype,
+            num_expert_replicas=num_expert_replicas,
+        )
+        return {"logits": np.asarray(logits), "prefill": _numpy(first), "cache": _numpy(last)}
+
+    def generate(
+        self,
+        parameters: Tree,
+        batch: Tree,
+        *,
+        configuration: Fields,
+        noise: np.ndarray | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        dtype: str = "float32",
+        expert_dtype: str | None = None,
+        num_expert_replicas: int = 1,
+    ) -> np.ndarray:
+        """Return new ids [B, L]; step s adds noise[:, s] of noise [B, S, V]."""
+        c = Configuration(**configuration)
+        decoding.require_prompts(batch, c, room=True)
+        sampling.require_choice(
+            temperature, top_k, top_p, vocabulary_size=c.vocabulary_size, noise=noise
+        )
+        if noise is not None:
+            _require_noise(noise, batch, c)
+        return np.asarray(
+            _of_model(
+                _generate,
+                parameters,
+                c,
+                {"batch": dict(batch), "noise": noise, "temperature": float(temperature)},
+                top_k=top_k,
+                top_p=top_p,
+                dtype=dtype,
+                expert_dtype=expert_dtype,
+                num_expert_replicas=num_expert_replicas,
+            )
+        )
+
+    def sample(
+        self,
+        logits: np.ndarray,
+        *,
+        noise: np.ndarray | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+    ) -> np.ndarray:
+        """Return a token [B] of logits [B, V]."""
+        sampling.require_choice(
+            temperature, top_k, top_p, vocabulary_size=logits.shape[-1], noise=noise
+        )
+        arrays = {"logits": logits, "noise": noise, "temperature": float(temperature)}
+        return np.asarray(call(sampling.sample, "DEC-10", arrays, top_k=top_k, top_p=top_p))
+
+
+def _of_model(
+    function: Any,
+    parameters: Tree,
+    configuration: Configuration,
+    arrays: Mapping[str, Any],
+    **options: Any,
+) -> Any:
+    """Call a function of the model, whose parameters fit it."""
+    batches.require_parameters(parameters, configuration)
+    arrays = {"parameters": dict(parameters), **arrays}
+    return call(
+        function, "LAYER-08", arrays, sized_by="parameters", configuration=configuration, **options
+    )
+
+
+def _adafactor(
+    parameter: jax.Array,
+    gradient: jax.Array,
+    state: optimizer.Slots,
+    step: jax.Array,
+    rate: jax.Array,
+    *,
+    axes: tuple[str, ...],
+) -> dict[str, Any]:
+    one = optimizer.adafactor({"": axes}, lambda _: rate)
+    before = optimizer.State(step, {"": state})
+    changes, after = one.update({"": gradient}, before, {"": parameter})
+    return {"parameter": parameter + changes[""], "state": after.slots[""]}
+
+
+def _decode(
+    parameters: Any, batch: Any, *, configuration: Configuration, steps: int, **options: Any
+) -> tuple[jax.Array, Cache, Cache]:
+    first, _ = decoding.prefill(parameters, batch, configuration, **options)
+    tokens = batch["decoder_input_tokens"]
+    places = jnp.minimum(first.index[:, None] + jnp.arange(steps), tokens.shape[1] - 1)  # [B, S]
+
+    def one(cache: Cache, fed: jax.Array) -> tuple[Cache, jax.Array]:
+        cache, result = decoding.step(parameters, fed, cache, configuration, **options)
+        return cache, result.logits[:, 0]
+
+    last, logits = lax.scan(one, first, jnp.take_along_axis(tokens, places, axis=1).T)
+    return logits.swapaxes(0, 1), first, last
+
+
+def _generate(
+    parameters: Any,
+    batch: Any,
+    temperature: jax.Array,
+    noise: jax.Array | None = None,
+    *,
+    configuration: Configuration,
+    top_k: int,
+    top_p: float,
+    **options: Any,
+) -> jax.Array:
+    def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
+        return sampling.sample(
+            logits,
+            noise=None if noise is None else noise[:, number],
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+
+    return decoding.generate(parameters, batch, configuration, choose, **options)
+
+
+def _require_noise(noise: Any, batch: Tree, configuration: Configuration) -> None:
+    rows, length = batch["decoder_input_tokens"].shape
+    wanted = {"B": rows, "S": None, "V": configuration.vocabulary_size}
+    require_shape("noise", noise, wanted, "DEC-10")
+    require_floats("noise", noise, "DEC-10")
+    steps = length - int(decoding.prompt(batch)[1].min())
+    if noise.shape[1] < steps:
+        raise RejectedError("noise", "DEC-10", f"must serve {steps} steps, got {noise.shape}")
+
+
+def _numbers(parts: Mapping[str, jax.Array]) -> dict[str, float]:
+    return {name: float(part) for name, part in parts.items()}
+
+
+def _numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
