@@ -91,7 +91,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "expert_capacity": Function(
         ("tokens_per_group",),
         ("num_experts", "capacity_factor"),
-        {"min_expert_capacity": 4, "k": ANY},
+        {"min_expert_capacity": 4, "k": ANY, "dialect": "t5x"},
     ),
     # parameters: from a configuration, a mapping of SPEC.md's fields
     "parameters": Function(("configuration",), (), {}),

@@ -23,8 +23,11 @@ class DialectAdapter(ReferenceAdapter):
             self.dialect = native
             self.name = f"openmoe_reference, dialect {native}"
 
-    def expert_capacity(self, tokens_per_group: int, *, k: int = 2, **options: Any) -> int:
-        return self.steps.capacity(tokens_per_group, k=k, **options)
+    def expert_capacity(
+        self, tokens_per_group: int, *, k: int = 2, dialect: Dialect | None = None, **options: Any
+    ) -> int:
+        steps = self.steps if dialect is None else dialects.steps(dialect)
+        return steps.capacity(tokens_per_group, k=k, **options)
 
     def layer_capacity(self, tokens_per_group: int, *, k: int, **options: Any) -> int:
         return self.steps.capacity(tokens_per_group, k=k, **options)

@@ -95,12 +95,12 @@ def _write_chapter(
 def _alike(
     case: VectorCase, rows: list[dict[str, Any]], stored: Mapping[str, Arrays]
 ) -> str | None:
-    """Return an earlier case of the same kind with nearly all the same arrays, to borrow them."""
+    """Return an earlier case of the same arrays, nearly all of them equal: they are borrowed."""
     mine = stored[case.id]
     for row in rows:
-        if row["kind"] == case.kind and "borrows" not in row:
-            theirs = stored[row["id"]]
-            same = sum(array.nbytes for n, array in mine.items() if _equal(array, theirs.get(n)))
+        theirs = stored[row["id"]]
+        if row["kind"] == case.kind and "borrows" not in row and theirs.keys() == mine.keys():
+            same = sum(array.nbytes for n, array in mine.items() if _equal(array, theirs[n]))
             if same > 0.9 * sum(array.nbytes for array in mine.values()):
                 return str(row["id"])
     return None

@@ -14,11 +14,12 @@ from rich.table import Table
 from openmoe_conformance import vector_sets
 from openmoe_conformance.mutants import Mutant, all_mutants
 from openmoe_conformance.outcome import Outcome
-from openmoe_conformance.planning import Everything, plan
+from openmoe_conformance.planning import plan
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.runner import run_unit
 from openmoe_conformance.running import Settings
 from openmoe_conformance.subject import Subject
+from openmoe_spec import clauses
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def run(
     jobs: int = 1,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Row]:
-    """Return a row per mutant, in order. Whole clauses run, without shrinking."""
+    """Return a row per mutant, in order: the clauses of its chapter run, without shrinking."""
     names = [mutant.name for mutant in all_mutants()]
     settings = Settings(profile, seed, shrink=False)
     rows: dict[str, Row] = {}
@@ -70,12 +71,14 @@ def run(
 
 
 def run_mutant(name: str, settings: Settings, *, own_clause_only: bool = False) -> Row:
-    """Return the row of one mutant; with `own_clause_only` only its clause is tried."""
+    """Return the row of one mutant tried on the clauses of its chapter, or on its own alone."""
     mutant: Mutant = next(m for m in all_mutants() if m.name == name)
-    clauses = frozenset({mutant.clause}) if own_clause_only else Everything()
+    area = mutant.clause.partition("-")[0]
+    chapter = frozenset(one for one in clauses.load() if one.partition("-")[0] == area)
+    tried = frozenset({mutant.clause}) if own_clause_only else chapter
     subject = Subject(mutant.adapter())
     catches: dict[str, int] = {}
-    for unit in plan(settings.profile, clauses, vector_sets.built_in(), checks=True):
+    for unit in plan(settings.profile, tried, vector_sets.built_in(), checks=True):
         for result in run_unit(unit, subject, settings):
             if result.outcome in (Outcome.FAIL, Outcome.ERROR):
                 needed = catches.get(result.clause, 10**9)

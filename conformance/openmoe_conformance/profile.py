@@ -15,7 +15,7 @@ class Profile:
     real_tokens         tokens of real text
     gradient_directions random directions per gradient check
     models              whole models per drawn check of the model
-    heavy_stride        of stored gradients and routes from hidden states, every which case is run
+    heavy_stride        of stored gradients, routes and passes of whole models, every which is run
     """
 
     name: str

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from openmoe_conformance.reference_model_adapter import Dialect, ReferenceModelAdapter
 from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
+from openmoe_reference.dialects import steps as layer_steps
 from openmoe_spec import SPEC_VERSION, config, dialects
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
@@ -44,8 +45,12 @@ class ReferenceAdapter(ReferenceModelAdapter):
     def num_groups(self, num_tokens: int, **options: int) -> int:
         return grouping.num_groups(num_tokens, **options)
 
-    def expert_capacity(self, tokens_per_group: int, **options: Any) -> int:
-        return grouping.expert_capacity(tokens_per_group, **options)
+    def expert_capacity(
+        self, tokens_per_group: int, *, k: int = 2, dialect: Dialect | None = None, **options: Any
+    ) -> int:
+        if dialect is None:
+            return grouping.expert_capacity(tokens_per_group, **options)
+        return layer_steps(dialect).capacity(tokens_per_group, k=k, **options)
 
     def capacity_factor(self, *, training: bool, train: float, evaluate: float) -> float:
         return grouping.capacity_factor(

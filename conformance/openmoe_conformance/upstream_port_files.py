@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openmoe_conformance.upstream_rows import identifier_of, inside, offered, read_json
+from openmoe_conformance.upstream_rows import identifier_of, inside, read_json
 from openmoe_conformance.vector_cases import VectorCase, VectorError, keys_of
 from openmoe_conformance.vector_kinds import KINDS
 from openmoe_spec.config import Configuration
@@ -50,14 +50,14 @@ def stored(
     exercises: str = "",
     lender: VectorCase | None = None,
 ) -> VectorCase:
-    """Return a case whose arrays stand in a file, compared on what they allow."""
+    """Return a case whose arrays stand in a file."""
     return VectorCase(
         folder.name,
         identifier_of(name),
         kind,
         exercises,
         config or {},
-        offered(kind, clauses or {}, (*(lender.names if lender else ()), *keys)),
+        clauses or {},
         tuple(keys),
         folder / file,
         keys=keys,

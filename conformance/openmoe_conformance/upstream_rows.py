@@ -1,4 +1,4 @@
-"""What the readers of the upstream layouts share: faulty, skipped and offered cases.
+"""What the readers of the upstream layouts share: faulty, skipped and plain cases.
 
 Cases and files are taken from the indexes, never from lists; what one of them lacks becomes its
 fault, and the others still run.
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from openmoe_conformance.vector_cases import VectorCase, VectorError
-from openmoe_conformance.vector_kinds import KINDS
 
 _UNREADABLE = (OSError, KeyError, TypeError, AttributeError, ValueError, VectorError)
 _NAMES = ("id", "name", "case", "model")
@@ -99,9 +98,3 @@ def inside(folder: Path, file: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise VectorError("file leaves its folder")
     return path
-
-
-def offered(kind: str, clauses: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """Return the comparisons, with their clauses, whose arrays are stored."""
-    known, comparisons = tuple(names), KINDS[kind].comparisons
-    return {name: c for name, c in clauses.items() if not comparisons[name].lacking(known)}

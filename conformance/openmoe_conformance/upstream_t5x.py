@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openmoe_conformance.upstream_rows import (
-    failed,
-    guarded,
-    inside,
-    later,
-    offered,
-    plain,
-    skipped,
-    table,
-)
-from openmoe_conformance.upstream_t5x_clauses import clauses_of
-from openmoe_conformance.vector_cases import VectorCase
-from openmoe_spec.config import PUBLISHED, Configuration
-
-CHAPTERS: Mapping[str, str] = {
-    "router_masked": "routing",
-    "router_scatter": "routing",
-    "router_experts_choose": "routing",
-    "moe_layer": "moe",
-    "group_sizes": "grouping",
-    "replicas": "grouping",
-    "feed_forward": "layers",
-    "swiglu": "layers",
-    "norm": "layers",
-    "token_mask": "layers",
-    "embedding": "layers",
-    "rotary": "attention",
-    "decoder_mask": "attention",
-    "attention": "attention",
-    "cross_entropy": "cross_entropy",
-    "parameters": "model",
-    "model": "model",
-    "decoding": "decoding",
-    "adafactor": "optimizer",
-    "training": "optimizer",
-    "parameter_tree": "parameters",
-}
-"""The folder that cases of a kind are imported to."""
+from openmoe_conformance import upstream_t5x_tables
+from openmoe_conformance.upstream_rows import failed, guarded, inside, later, skipped
+from openmoe_conformance.upstream_t5x_clauses import CHAPTERS, clauses_of
+from openmoe_conformance.vector_cases import VectorCase, VectorError
+from openmoe_conformance.vector_kinds import KINDS
+from openmoe_spec.config import Configuration
 
 _GROUPS = {
     "moe_layer_replicas": "moe_layer",
@@ -84,10 +52,7 @@ def cases(folder: Path, index: Mapping[str, Any]) -> list[VectorCase]:
     """Return the cases of the index and of the tables beside it."""
     rows = index["cases"]
     found = guarded(folder, "index.json", rows, lambda row: [_case(folder, row, rows)])
-    found += table(folder, "capacity_table.json", lambda content: _capacities(folder, content))
-    found += table(folder, "lr_schedule.json", lambda content: _rates(folder, content))
-    found += table(folder, "sparse_layout.json", lambda content: _layouts(folder, content))
-    found += table(folder, "param_trees.json", lambda content: _trees(folder, content))
+    found += upstream_t5x_tables.cases(folder)
     checkpoints = (index.get("extra_files") or {}).get("checkpoints", ())
     return found + [later(folder, one["dir"], "checkpoints") for one in checkpoints]
 
@@ -105,22 +70,35 @@ def _case(folder: Path, row: Any, rows: list[Any]) -> VectorCase:
     path = inside(folder, row["file"])
     names, lender = tuple(row["arrays"]), None
     if "params_case" in config:
-        (found,) = [one for one in rows if one["id"] == config["params_case"]]
-        lender = _case(folder, found, rows)
+        lender = _lender(folder, config["params_case"], rows)
     config = _normalised(kind, identifier, config)
-    every = names + (lender.names if lender else ())
     return VectorCase(
         folder.name,
         identifier,
         kind,
         exercises,
         config,
-        {} if kind == "parameters" else offered(kind, clauses_of(kind, config, exercises), every),
+        _comparisons(kind, clauses_of(kind, config, exercises), names),
         names,
         path,
         lender=lender,
         chapter=CHAPTERS[kind],
     )
+
+
+def _comparisons(kind: str, clauses: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    """Return the comparisons with their clauses, but those of a part that the case is not for."""
+    made = {name: KINDS[kind].comparisons[name] for name in clauses}
+    optional = ("tables", "rotated", "normalizer")
+    absent = {name for name in optional if name in made and made[name].lacking(names)}
+    return {name: clause for name, clause in clauses.items() if name not in absent}
+
+
+def _lender(folder: Path, wanted: str, rows: list[Any]) -> VectorCase:
+    for row in rows:
+        if isinstance(row, dict) and row.get("id") == wanted:
+            return _case(folder, row, rows)
+    raise VectorError(f"the index has no case {wanted}")
 
 
 def _kind(identifier: str, group: str, config: Mapping[str, Any]) -> str | None:
@@ -201,100 +179,3 @@ def _configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     if "EVAL_EXPERT_CAPACITY_FACTOR" in config:
         fields["eval_capacity_factor"] = config["EVAL_EXPERT_CAPACITY_FACTOR"]
     return asdict(Configuration(name=config.get("params_case", "tiny"), **fields))
-
-
-# ---- tables ------------------------------------------------------------------------------------
-
-
-def _capacities(folder: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
-    rows = [("group_sizes", "capacity", row) for row in content["rows"]]
-    rows += [("replicas", "replicas", row) for row in content["expert_replicas"]]
-    for number, (kind, prefix, row) in enumerate(rows):
-        name = f"{prefix}_{number:03d}"
-        config = {key: value for key, value in row.items() if key not in ("error", "note")}
-        if kind == "group_sizes":
-            config["min_cap"] = content["min_expert_capacity"]
-        if row.get("error"):
-            yield failed(folder, name, row["error"])
-            continue
-        yield plain(
-            folder,
-            name,
-            kind,
-            config=config,
-            clauses=clauses_of(kind, config, ""),
-            chapter=CHAPTERS[kind],
-            exercises=row.get("note") or "",
-        )
-
-
-def _rates(folder: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
-    for name, schedule in content.items():
-        if not isinstance(schedule, dict):
-            continue
-        if (schedule["base_learning_rate"], schedule["warmup_steps"]) != (1.0, 10_000):
-            yield skipped(folder, f"learning_rate_{name}", "another schedule is not specified")
-            continue
-        for step, rate in schedule["values"].items():
-            config = {
-                "function": "learning_rate",
-                "arguments": {"step": int(step)},
-                "expected": rate,
-                "bounds": {"relative": 2e-6},
-            }
-            yield plain(
-                folder,
-                f"learning_rate_{name}_{step}",
-                "call",
-                config=config,
-                clauses={"answer": "OPT-01"},
-                chapter="optimizer",
-            )
-
-
-def _layouts(folder: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
-    for key, layers in content.items():
-        count, sparse, layout = key.split("/")
-        arguments = {"num_layers": int(count), "num_sparse": int(sparse), "layout": layout}
-        config = {"function": "sparse_layers", "arguments": arguments, "expected": layers}
-        yield plain(
-            folder,
-            f"sparse_layers_{key}",
-            "call",
-            config=config,
-            clauses={"answer": "PARAM-02"},
-            chapter="parameters",
-        )
-
-
-_MODELS = {"base": "base", "large": "8b", "xl": "34b"}
-"""Published configurations by the training code's names."""
-
-
-def _trees(folder: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
-    for name, found in content.items():
-        if name not in _MODELS:
-            yield skipped(folder, f"parameters_{name}", f"there is no published model {name}")
-            continue
-        config = {
-            "configuration": asdict(PUBLISHED[_MODELS[name]]),
-            "total": found["total_params"],
-            "activated": found["activated_excl_embed"],
-            "tensors": {
-                tensor: {
-                    "shape": one["shape"],
-                    "axes": one["logical_axes"],
-                    "state": one["adafactor_state"],
-                }
-                for tensor, one in found["params"].items()
-            },
-        }
-        kind = "parameter_tree"
-        yield plain(
-            folder,
-            f"parameters_{name}",
-            kind,
-            config=config,
-            clauses=clauses_of(kind, config, ""),
-            chapter=CHAPTERS[kind],
-        )

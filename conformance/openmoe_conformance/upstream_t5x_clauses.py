@@ -1,4 +1,4 @@
-"""The clause that each comparison of the training code's vectors decides."""
+"""What each comparison of the training code's vectors decides, and where an import puts it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Config = Mapping[str, Any]
+
+CHAPTERS: Mapping[str, str] = {
+    "router_masked": "routing",
+    "router_scatter": "routing",
+    "router_experts_choose": "routing",
+    "moe_layer": "moe",
+    "group_sizes": "grouping",
+    "replicas": "grouping",
+    "feed_forward": "layers",
+    "swiglu": "layers",
+    "norm": "layers",
+    "token_mask": "layers",
+    "embedding": "layers",
+    "rotary": "attention",
+    "decoder_mask": "attention",
+    "attention": "attention",
+    "cross_entropy": "cross_entropy",
+    "parameters": "model",
+    "model": "model",
+    "decoding": "decoding",
+    "adafactor": "optimizer",
+    "training": "optimizer",
+    "parameter_tree": "parameters",
+}
+"""The folder that cases of a kind are imported to."""
 
 
 def clauses_of(kind: str, config: Config, exercises: str) -> dict[str, str]:
@@ -152,6 +177,7 @@ def _model(config: Config, _: str) -> dict[str, str]:
 
 
 _ALWAYS: Mapping[str, Mapping[str, str]] = {
+    "parameters": {},
     "replicas": {"num_expert_replicas": "GROUP-01"},
     "feed_forward": {"output": "MODEL-04", "gradients": "MODEL-08"},
     "swiglu": {"output": "MOE-03"},

@@ -176,12 +176,13 @@ _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def _tensors(content: bytes) -> dict[str, ndarray]:
-    """Return tensors as float32: bfloat16 is widened, as in the other files."""
+    """Return tensors by name, in its order, as float32: bfloat16 is widened, as in the other files."""
+    found = dict(safetensors.deserialize(content))  # type: ignore[no-untyped-call]
     return {
-        name: np.frombuffer(one["data"], _DTYPES[one["dtype"]])
-        .reshape(one["shape"])
+        name: np.frombuffer(found[name]["data"], _DTYPES[found[name]["dtype"]])
+        .reshape(found[name]["shape"])
         .astype(np.float32)
-        for name, one in safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+        for name in sorted(found)
     }
 
 

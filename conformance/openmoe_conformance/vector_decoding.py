@@ -14,7 +14,7 @@ from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_cases import Arrays, Comparison, Kind, Run, VectorCase, once
-from openmoe_conformance.vector_models import batch, forward, is_bfloat16, parameters
+from openmoe_conformance.vector_passes import batch, forward, is_bfloat16, parameters
 
 STEP_BOUND = {"relative": 3e-5, "absolute": 3e-5}
 CACHE_BOUND = {"relative": 2e-5, "absolute": 2e-5}
@@ -162,16 +162,16 @@ def _best_but_for_rounding(
     ids, length = arrays["batch/decoder_input_tokens"].copy(), sequences.shape[1]
     for row, first in enumerate(start):
         ids[row, first + 1 :] = sequences[row, : length - first - 1]
-    steps = int(length - start.min())
-    shape = (*sequences.shape[:1], steps, case.config["configuration"]["vocabulary_size"])
+    steps = int(length - start.max())  # as many as the row with the longest prompt has room for
+    shape = (len(ids), steps, case.config["configuration"]["vocabulary_size"])
     logits = answers.numbers("logits", _decode(s, case, arrays, ids, steps)["logits"], shape)
     chosen = np.take_along_axis(logits, sequences[:, :steps, None], axis=-1)[..., 0]
     behind = logits.max(axis=-1).astype(np.float64) - chosen
     ended = np.pad(sequences[:, : steps - 1] == _END, ((0, 0), (1, 0))).cumsum(axis=1) > 0
-    live = ~ended & (np.arange(steps) < (length - start)[:, None])
-    wanted = np.zeros(int(live.sum()))
+    behind = behind[~ended]
     bound = {"relative": 0.0, "absolute": 2 * BFLOAT16_LOGITS}
-    close("best logit minus that of the stored id", behind[live], wanted, evidence, **bound)
+    what = "best logit minus that of the stored id"
+    close(what, behind, np.zeros(behind.shape), evidence, **bound)
 
 
 _STEPS, _FULL = ("step_logits",), ("full_forward_eval_logits",)

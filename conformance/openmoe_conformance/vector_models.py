@@ -26,65 +26,33 @@ from openmoe_conformance.vector_cases import (
     below,
     once,
 )
+from openmoe_conformance.vector_passes import (
+    BFLOAT16_BOUND,
+    batch,
+    compare_decisions,
+    compare_gradients,
+    forward,
+    is_bfloat16,
+    of_layer,
+    parameters,
+    shown,
+)
 from openmoe_reference import grouping, routing
 from openmoe_spec.config import Configuration
-from openmoe_spec.layouts import name_from_port
 from openmoe_spec.parameters import sparse_layers
 from openmoe_spec.records import METRICS, Decision, ForwardResult
 
 BOUND = {"relative": 2e-5, "absolute": 2e-5}
-BFLOAT16_BOUND = {"relative": 3e-2, "of_largest": 3e-2}
 BFLOAT16_LOGITS = 0.08
 LOSS_BOUND = {"relative": 2e-6}
 BFLOAT16_LOSS_BOUND = {"relative": 1e-2}
 METRIC_BOUND = {"relative": 1e-5, "absolute": 1e-5}
 BFLOAT16_METRIC_BOUND = {"relative": 1e-2, "absolute": 1e-2}
-GRADIENT_BOUND = {"relative": 1e-4, "of_largest": 1e-5}
 LEAST_COSINE = 0.99
 """Of a bfloat16 gradient with the stored one."""
 
 
-# ---- what a case says --------------------------------------------------------------------------
-
-
-def is_bfloat16(case: VectorCase) -> bool:
-    """Return whether the activations are bfloat16."""
-    return bool(case.config["call"]["dtype"] == "bfloat16")
-
-
-def parameters(arrays: Arrays, prefix: str = "params/") -> dict[str, ndarray]:
-    """Return the weights of a model; the published port's names and layouts are translated."""
-    found = {}
-    for name, array in below(arrays, prefix).items():
-        ours, transposed = name_from_port(name) or (name, False)
-        found[ours] = np.ascontiguousarray(array.T) if transposed else array
-    return found
-
-
-def batch(arrays: Arrays, prefix: str = "batch/") -> dict[str, ndarray]:
-    """Return a batch; ids and masks as int32."""
-    return {
-        name: array.astype(np.int32) if array.dtype.kind in "iub" else array
-        for name, array in below(arrays, prefix).items()
-    }
-
-
-def forward(
-    s: Subject, case: VectorCase, arrays: Arrays, *, what: str = "forward", **more: Any
-) -> ForwardResult:
-    """Return the pass named `what`, made once; `more` are further keywords of `forward`."""
-    return once(
-        s,
-        case,
-        what,
-        lambda: s.forward(
-            parameters(arrays),
-            batch(arrays),
-            configuration=case.config["configuration"],
-            **case.config["call"],
-            **more,
-        ),
-    )
+# ---- how a case is run -------------------------------------------------------------------------
 
 
 def _options(s: Subject, case: VectorCase, arrays: Arrays, function: str) -> dict[str, Any]:
@@ -157,15 +125,6 @@ def _of_module(module: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def shown(activations: Mapping[str, Any] | None, name: str) -> ndarray:
-    """Return one activation of a pass. Errors: UnsupportedError where none is shown."""
-    if activations is None:
-        raise UnsupportedError("forward() shows no activations")
-    if name not in activations:
-        raise Disagreement(f"activations: lack {name}")
-    return answers.array(name, activations[name])
-
-
 def _activations(module: str) -> Run:
     def run(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence) -> None:
         wanted = below(arrays, "acts/")
@@ -181,21 +140,6 @@ def _dtypes(s: Subject, case: VectorCase, arrays: Arrays, _: Evidence) -> None:
     got = _pass(s, case, arrays).activations
     for name, dtype in case.config["activation_dtypes"].items():
         same(f"dtype of {name}", shown(got, name).dtype.name, dtype)
-
-
-def compare_decisions(name: str, got: Decision, wanted: Mapping[str, ndarray]) -> None:
-    """Require equal experts, drops and the slots of what is kept, in groups [G, T, K]."""
-    same(f"{name}: kept", got.kept, wanted["kept"])
-    same(f"{name}: expert_index", got.expert_index, wanted["expert_index"])
-    slots = np.where(wanted["kept"], wanted["position"], -1)
-    same(f"{name}: position of what is kept", np.where(got.kept, got.position, -1), slots)
-
-
-def of_layer(decisions: Mapping[int, Decision], layer: int) -> Decision:
-    """Return the decision of a sparse layer. Errors: UnsupportedError where none is shown."""
-    if layer not in decisions:
-        raise UnsupportedError("forward() shows no decisions")
-    return decisions[layer]
 
 
 def _decisions(s: Subject, case: VectorCase, arrays: Arrays, _: Evidence) -> None:
@@ -285,14 +229,6 @@ def _gradients(s: Subject, case: VectorCase, arrays: Arrays, evidence: Evidence)
     )
     compare = _compare_directions if is_bfloat16(case) else compare_gradients
     compare(got, wanted, evidence)
-
-
-def compare_gradients(
-    got: Mapping[str, ndarray], wanted: Mapping[str, ndarray], evidence: Evidence
-) -> None:
-    """Require float32 gradients within their bound (MODEL-08)."""
-    for name, array in wanted.items():
-        close(f"gradient of {name}", got[name], array, evidence, **GRADIENT_BOUND)
 
 
 def _compare_directions(

@@ -22,7 +22,7 @@ from openmoe_conformance.vector_cases import (
     below,
     once,
 )
-from openmoe_conformance.vector_models import batch, compare_gradients
+from openmoe_conformance.vector_passes import batch, compare_gradients
 from openmoe_reference import optimizer
 from openmoe_spec.config import Configuration
 from openmoe_spec.parameters import parameters as tree

@@ -55,17 +55,17 @@ def _count(field: str) -> Run:
 
 
 def _factoring(*, experts: bool) -> Run:
-    """Return the comparison of state shapes, once for each shape with its axes."""
+    """Return the comparison of state shapes; tensors of one shape and axes share a call."""
 
     def run(s: Subject, case: VectorCase, _: Arrays, __: Evidence) -> None:
-        seen = set()
+        states: dict[Any, dict[str, Any]] = {}
         for name, one in case.config["tensors"].items():
-            shape, axes = tuple(one["shape"]), tuple(one["axes"])
-            if ("expert" in axes) == experts and (shape, axes) not in seen:
-                seen.add((shape, axes))
-                state = fields_of(s.call("optimizer_state", shape, axes), SLOTS)
+            key = tuple(one["shape"]), tuple(one["axes"])
+            if ("expert" in one["axes"]) == experts:
+                if key not in states:
+                    states[key] = fields_of(s.call("optimizer_state", *key), SLOTS)
                 for slot, wanted in one["state"].items():
-                    same(f"shape of {slot} of {name}", np.shape(state[slot]), wanted)
+                    same(f"shape of {slot} of {name}", np.shape(states[key][slot]), wanted)
 
     return run
 

@@ -23,7 +23,7 @@ from openmoe_conformance.vector_cases import (
     below,
     once,
 )
-from openmoe_conformance.vector_models import (
+from openmoe_conformance.vector_passes import (
     BFLOAT16_BOUND,
     compare_decisions,
     forward,

@@ -12,7 +12,7 @@ from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_cases import Arrays, Comparison, Kind, Run, VectorCase, once
-from openmoe_conformance.vector_models import of_layer, parameters
+from openmoe_conformance.vector_passes import of_layer, parameters
 from openmoe_conformance.vector_port import (
     BOUND,
     DECIDED,

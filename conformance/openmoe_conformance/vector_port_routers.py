@@ -12,7 +12,7 @@ from openmoe_conformance.compare import close, same
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_cases import Arrays, Comparison, Kind, VectorCase
-from openmoe_conformance.vector_port import same_decision
+from openmoe_conformance.vector_port import DIALECT, same_decision
 from openmoe_conformance.vector_routers import ROUTER_BOUND
 from openmoe_spec.records import Decision
 
@@ -101,7 +101,7 @@ def _capacity_of(s: Subject, case: VectorCase, least: int) -> int:
         capacity_factor=config["capacity_factor"],
         min_expert_capacity=least,
         k=config["k"],
-        dialect="torch_port",
+        dialect=DIALECT,
     )
 
 

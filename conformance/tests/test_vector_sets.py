@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openmoe_conformance import importing, runner, vector_sets
+from openmoe_conformance import runner, vector_sets
 from openmoe_conformance.outcome import Outcome, UsageError, exit_code
 from openmoe_conformance.profile import PROFILES
 from openmoe_conformance.reference_adapter import ReferenceAdapter
@@ -152,7 +153,11 @@ def examples(tmp_path):
     ],
 )
 def test_a_malformed_call_is_named_and_not_the_implementations_fault(examples, change, message):
-    edit(examples, lambda index: change(index["cases"][0]["config"]))
+    def damage(index):
+        (case,) = [row for row in index["cases"] if row["id"] == "configuration_base"]
+        change(case["config"])
+
+    edit(examples, damage)
     results, code = run(examples)
     assert code == 2
     (fault,) = faults(results)
@@ -186,8 +191,6 @@ def test_a_changed_expectation_fails_the_implementation(routing):
     arrays[name] = arrays[name].copy()
     arrays[name].flat[0] += 1
     np.savez(path, **arrays)
-    import hashlib
-
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     edit(routing, lambda i: i["files"][path.name].update(sha256=digest))
     results, code = run(routing)
@@ -202,91 +205,58 @@ def test_what_is_no_set_of_vectors_is_bad_usage(tmp_path, folder):
         vector_sets.open_set(tmp_path / folder)
 
 
-# ---- the upstream layouts --------------------------------------------------------------------
+# ---- borrowed arrays -------------------------------------------------------------------------
 
 
 @pytest.fixture
-def upstream(tmp_path):
-    """The shipped cases written back in the layout they came in."""
-    folder = tmp_path / "t5x"
-    folder.mkdir()
-    rows = []
-    for chapter in ("routing", "moe"):
-        source = vector_sets.built_in() / chapter
-        for row in json.loads((source / "index.json").read_text(encoding="utf-8"))["cases"]:
-            group = row["file"].removesuffix(".npz")
-            rows.append(
-                {"id": row["id"], "group": group, "file": row["file"]}
-                | {"exercises": row["exercises"], "config": row["config"]}
-                | {"arrays": {name: {} for name in row["arrays"]}}
-            )
-            if not (folder / row["file"]).exists():
-                shutil.copy(source / row["file"], folder)
-    (folder / "index.json").write_text(json.dumps({"cases": rows}), encoding="utf-8")
-    return folder
+def decoding(tmp_path):
+    """A copy of the decoding chapter, whose cases borrow the parameters of one model."""
+    shutil.copytree(vector_sets.built_in() / "decoding", tmp_path / "decoding")
+    return tmp_path / "decoding"
 
 
-def test_the_upstream_layout_runs_without_hashes_or_clauses(upstream):
-    results, code = run(upstream)
-    assert code == 0
-    assert {r.outcome for r in results} == {Outcome.PASS}
-    assert {r.clause for r in results} >= {"ROUTE-09", "ROUTE-22", "ROUTE-24", "MOE-07", "MOE-06"}
+def test_a_case_has_the_arrays_that_it_borrows_unless_it_has_its_own(decoding):
+    cases = {case.id: case for case in vector_sets.open_set(decoding)}
+    borrower = cases["f_000"]
+    lender = cases[borrower.lender.id]
+    assert not lender.comparisons
+    name = "params/decoder/decoder_norm/scale"
+    assert name in borrower.names
+    assert name not in borrower.arrays
+    np.testing.assert_array_equal(borrower.load()[name], lender.load()[name])
+    assert name not in borrower.own()
 
 
-def test_later_chapters_and_recorded_failures_are_skipped_with_a_reason(upstream):
-    def change(index):
-        index["cases"] = index["cases"][:2]
-        index["cases"][0]["error"] = "the original raised"
-        index["cases"][1]["group"] = "tiny_model"
-
-    edit(upstream, change)
-    results, code = run(upstream)
+@pytest.mark.parametrize("lender", ["nobody", "f_001", "f_000"])
+def test_what_cannot_be_borrowed_is_named(decoding, lender):
+    edit(decoding, lambda i: i["cases"][0].update(borrows=lender))
+    results, code = run(decoding)
     assert code == 2
-    assert {r.outcome for r in results} == {Outcome.SKIPPED}
-    assert [r.message for r in results] == [
-        "the original failed on it: the original raised",
-        "tiny_model vectors: not in this version",
-    ]
+    message = f"decoding/index.json, case f_000: cannot borrow from '{lender}'"
+    assert {r.message for r in faults(results)} == {message}
 
 
-def test_a_capacity_that_the_original_refused_is_skipped_with_its_reason(upstream):
-    row = {"batch": 1, "seq": 1, "error": "AssertionError: capacity"}
-    table = {"min_expert_capacity": 4, "rows": [row], "expert_replicas": []}
-    (upstream / "capacity_table.json").write_text(json.dumps(table), encoding="utf-8")
-    results, code = run(upstream)
-    assert code == 0
-    (skipped,) = [r for r in results if r.outcome is Outcome.SKIPPED]
-    assert skipped.message == "the original failed on it: AssertionError: capacity"
-
-
-def test_an_upstream_path_that_leaves_its_folder_is_refused(upstream):
-    edit(upstream, lambda i: i["cases"][0].update(file="../router_masked.npz"))
-    results, code = run(upstream)
+def test_a_lender_whose_file_is_missing_is_named_by_every_borrower(decoding):
+    (decoding / "tiny_model.npz").unlink()
+    results, code = run(decoding)
     assert code == 2
-    assert "leaves its folder" in faults(results)[0].message
+    assert len(faults(results)) == len(results)
+    assert {r.message for r in results} == {
+        "tiny_model.npz, case tiny_A_params: cannot be read (No such file or directory)"
+    }
 
 
-def test_an_import_writes_what_ships(upstream, tmp_path):
-    counts = importing.import_set(upstream, tmp_path / "own")
-    assert counts == {"routing": 65, "moe": 12}
-    for chapter in counts:
-        index = "index.json"
-        ours = json.loads((vector_sets.built_in() / chapter / index).read_text(encoding="utf-8"))
-        made = json.loads((tmp_path / "own" / chapter / index).read_text(encoding="utf-8"))
-        assert made["cases"] == ours["cases"]
-    results, code = run(tmp_path / "own")
-    assert code == 0
-    assert len(results) > 500
-
-
-def test_the_other_upstream_sets_are_listed_as_skipped(tmp_path):
-    port, data = tmp_path / "torch_port", tmp_path / "ul2"
-    (port / "router").mkdir(parents=True)
-    data.mkdir()
-    (port / "index.json").write_text('{"conventions": {}}', encoding="utf-8")
-    (port / "router" / "cases.json").write_text("{}", encoding="utf-8")
-    (data / "index.json").write_text('{"groups": {"noise_masks": ""}}', encoding="utf-8")
-    results, code = run(tmp_path)
+def test_a_lender_whose_file_has_another_hash_is_refused(decoding):
+    edit(decoding, lambda i: i["files"]["tiny_model.npz"].update(sha256="0" * 64))
+    results, code = run(decoding)
     assert code == 2
-    assert {r.outcome for r in results} == {Outcome.SKIPPED}
-    assert len(results) == 2
+    assert all("case tiny_A_params: its sha256 is not" in r.message for r in faults(results))
+
+
+def test_a_comparison_without_its_arrays_is_named(decoding):
+    edit(decoding, lambda i: i["cases"][0]["arrays"].remove("step_logits"))
+    results, code = run(decoding)
+    assert code == 2
+    assert {r.message for r in faults(results)} == {
+        "decoding/index.json, case f_000: lacks array step_logits"
+    }

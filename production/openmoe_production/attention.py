@@ -79,9 +79,10 @@ def rotary_tables(positions: jax.Array, *, head_dim: int) -> tuple[jax.Array, ja
     if head_dim % 2:
         raise RejectedError("head_dim", "ATTN-12", f"must be even, got {head_dim}")
     require_integers("positions", positions, "ATTN-12", least=0, most=_LARGEST)
-    # By NumPy: an ulp of a frequency is an ulp of a large angle, and devices' powers differ by it.
+    # By NumPy and rounded once: an ulp of a frequency is an ulp of a large angle, and the powers of
+    # devices and of NumPy's float32 differ by it.
     fraction = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequency = 1 / np.float32(10_000) ** fraction  # [N / 2]
+    frequency = 1 / (10_000.0 ** fraction.astype(np.float64)).astype(np.float32)  # [N / 2]
     angle = positions.astype(jnp.float32)[..., None] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.sin(angle), jnp.cos(angle)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openmoe_production import bench_model, grouping, moe, one_hot
-from openmoe_production.bench_timing import MEASURED, compiled, measured, seconds, table
+from openmoe_production.bench_timing import MEASURED, compiled, judged, measured, seconds, table
 from openmoe_production.layers import gated_mlp
 
 TIME_TARGET = 1.10
@@ -32,7 +32,7 @@ PASSES = ("forward", "forward + backward")
 _SIZES: Mapping[str, tuple[int | list[int], str]] = {
     "tokens": (4096, "T of the timed group"),
     "experts": ([16, 32], "every E timed; memory is planned for the largest"),
-    "rounds": (16, "timed runs of each program"),
+    "rounds": (16, "timed runs of each program of the layer, and of each step"),
     "width": (512, "D"),
     "hidden": (2048, "F"),
     "memory": ([1024, 2048, 4096, 8192, 16384], "every T whose memory is planned"),
@@ -131,7 +131,7 @@ def time_rows(case: Case, rounds: int) -> list[list[str]]:
         taken = seconds({name: partial(one, *given[name]) for name, one in made.items()}, rounds)
         for name, times in taken.items():
             ratio = statistics.median(times) / statistics.median(taken["bound"])
-            target = _target(ratio, TIME_TARGET) if name == "layer" else ""
+            target = judged(ratio, TIME_TARGET) if name == "layer" else ""
             row = [str(case.experts), which, name, *measured(times, taken["bound"]), target]
             rows.append(row)
     return rows
@@ -147,14 +147,10 @@ def memory_rows(case: Case) -> list[list[str]]:
         for name, memory in used.items():
             size = memory.temp_size_in_bytes
             ratio = size / used["bound"].temp_size_in_bytes
-            target = _target(ratio, MEMORY_TARGET) if name == "layer" else ""
+            target = judged(ratio, MEMORY_TARGET) if name == "layer" else ""
             row = [which, name, str(case.tokens), f"{size / 1e6:.1f}", f"{size / case.tokens:.0f}"]
             rows.append([*row, f"{ratio:.2f}", target])
     return rows
-
-
-def _target(ratio: float, most: float) -> str:
-    return f"<= {most:.2f}: {'met' if ratio <= most else 'missed'}"
 
 
 def page(options: argparse.Namespace, more: Sequence[Callable[[], str]] = ()) -> str:
@@ -169,7 +165,15 @@ def page(options: argparse.Namespace, more: Sequence[Callable[[], str]] = ()) ->
     size = bench_model.Size(
         options.head_width, options.layers, options.vocabulary, options.rows, options.length
     )
-    sections = [bench_model.section(size, options.caches, options.batches, options.model_rounds)]
+    sections = [
+        bench_model.section(
+            size,
+            options.caches,
+            options.batches,
+            rounds=options.model_rounds,
+            step_rounds=options.rounds,
+        )
+    ]
     sections += [section() for section in more]
     values = {name: np.ravel(_value(options, name)) for name in _SIZES}
     chosen = " ".join(f"--{name} {' '.join(map(str, value))}" for name, value in values.items())

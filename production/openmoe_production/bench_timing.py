@@ -42,6 +42,11 @@ MEASURED = ("median", "least", "of medians", "of least")
 """The heads of those cells."""
 
 
+def judged(ratio: float, most: float) -> str:
+    """Return a target and whether a ratio meets it."""
+    return f"<= {most:.2f}: {'met' if ratio <= most else 'missed'}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose columns are aligned, to be read as plain text too."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]

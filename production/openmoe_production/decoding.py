@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from openmoe_production import attention, batches, model, sampling
-from openmoe_production.arguments import require_floats, require_integers, require_shape
+from openmoe_production import attention, batches, calling, model, sampling
+from openmoe_production.arguments import (
+    require_count,
+    require_floats,
+    require_integers,
+    require_shape,
+)
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Cache, ForwardResult
@@ -42,27 +47,21 @@ def prompt(batch: Tree) -> tuple[jax.Array, jax.Array]:
     return inputs, (inputs[:, 1:] != 0).sum(axis=1, dtype=jnp.int32)
 
 
-def require_prompts(batch: Tree, configuration: Configuration, *, room: bool) -> None:
-    """Refuse prompts that are no batch of this model, or with `room` leave none for a new token.
+def prefill_batch(batch: Tree, configuration: Configuration) -> dict[str, jax.Array]:
+    """Return the batch of a prefill, in which the prompt's mask stands for the targets.
 
-    Values are looked at outside a trace, so this comes before a jitted call. Spec: DEC-09.
+    Values are looked at outside a trace, so this comes before a jitted call.
+    Errors: RejectedError DEC-09, MODEL-10. Spec: DEC-02.
     """
-    inputs, start = prompt(batch)
-    batches.require_batch(_as_targets(batch, inputs), configuration)
-    most = inputs.shape[1] - 2
-    if room and not isinstance(start, jax.core.Tracer) and (np.asarray(start) > most).any():
-        reason = f"a prompt must be shorter than {most + 1} tokens"
-        raise RejectedError("batch['decoder_causal_attention']", "DEC-09", reason)
-
-
-def _as_targets(batch: Tree, inputs: jax.Array) -> dict[str, jax.Array]:
-    """Return what a prefill is fed: the prompt's mask stands for the targets. Spec: DEC-02."""
+    inputs, _ = prompt(batch)
     seen = batch["decoder_causal_attention"]
-    return {
+    found = {
         "decoder_input_tokens": inputs,
         "decoder_target_tokens": seen,
         "decoder_causal_attention": seen,
     }
+    batches.require_batch(found, configuration)
+    return found
 
 
 def prefill(
@@ -75,11 +74,11 @@ def prefill(
     Errors: RejectedError DEC-09, MODEL-09, MODEL-10.
     Spec: DEC-01, DEC-02, DEC-03. Source: t5x models.py::DecoderOnlyModel.predict_batch_with_aux.
     """
-    require_prompts(batch, configuration, room=False)
     batches.require_parameters(parameters, configuration)
     inputs, index = prompt(batch)
     visible = attention.visible_by_targets(
-        _as_targets(batch, inputs), bidirectional=configuration.inputs_bidirectional_attention
+        prefill_batch(batch, configuration),
+        bidirectional=configuration.inputs_bidirectional_attention,
     )
     passed = model.run(parameters, inputs, visible, configuration, **options)
     cached = jnp.arange(inputs.shape[1]) < index[:, None]  # [B, L]
@@ -129,6 +128,41 @@ def _require_cache(cache: Cache, configuration: Configuration) -> int:
     return cache.keys.shape[2]
 
 
+def forced_steps(
+    parameters: Tree, batch: Tree, configuration: Configuration, *, steps: int, **options: Any
+) -> tuple[jax.Array, Cache, Cache]:
+    """Return logits [B, S, V] of steps fed with the batch's own ids, and the caches around them.
+
+    Step t of row b is fed decoder_input_tokens[b, n_b + t].
+    Errors: as `prefill` and `step`; RejectedError DEC-09 on more steps than there is room for.
+    Spec: DEC-04, DEC-06.
+    """
+    ids = require_steps(batch, configuration, steps)
+    first, _ = prefill(parameters, batch, configuration, **options)
+
+    def one(cache: Cache, tokens: jax.Array) -> tuple[Cache, jax.Array]:
+        cache, result = step(parameters, tokens, cache, configuration, **options)
+        return cache, result.logits[:, 0]
+
+    tokens = _taken(ids, first.index[:, None] + jnp.arange(steps))  # [B, S]
+    last, logits = lax.scan(one, first, tokens.T)
+    return logits.swapaxes(0, 1), first, last
+
+
+def require_steps(batch: Tree, configuration: Configuration, steps: int) -> jax.Array:
+    """Return the ids that steps are fed with, or refuse them, or more steps than there is room for.
+
+    Values are looked at outside a trace, so this comes before a jitted call. Spec: DEC-09.
+    """
+    prefill_batch(batch, configuration)
+    ids, start = batch["decoder_input_tokens"], prompt(batch)[1]
+    room = None if isinstance(start, jax.core.Tracer) else ids.shape[1] - int(start.max())
+    require_count("steps", steps, "DEC-09", most=room)
+    most = configuration.vocabulary_size - 1
+    require_integers("batch['decoder_input_tokens']", ids, "DEC-09", least=0, most=most)
+    return jnp.asarray(ids)
+
+
 class Generation(NamedTuple):
     """A batch whose prompts are being continued.
 
@@ -155,9 +189,8 @@ def begin(
 ) -> Generation:
     """Return a generation before its first step, which feeds each row's last prompt token.
 
-    Errors: as `prefill`; RejectedError DEC-09 when a prompt leaves no room. Spec: DEC-07.
+    Errors: as `prefill`. Spec: DEC-07.
     """
-    require_prompts(batch, configuration, room=True)
     cache, _ = prefill(parameters, batch, configuration, **options)
     inputs, start = prompt(batch)
     sequences = jnp.pad(inputs.astype(jnp.int32), ((0, 0), (0, 2)))
@@ -181,15 +214,18 @@ def advance(
 ) -> Generation:
     """Return a generation after one more step; a row that has ended still competes for experts.
 
+    An id of the prompt that stands behind an id 0 is kept and fed, not replaced.
     Errors: as `step`. Spec: DEC-07. Source: t5x decoding.py::temperature_sample.
     """
     _, sequences, start, ends, tokens, ended, number = generation
     place = generation.cache.index
     cache, passed = step(parameters, tokens, generation.cache, configuration, **options)
-    tokens = jnp.where(ended, 0, choose(passed.logits[:, 0], number))
     length = cache.keys.shape[2]
-    rows = jnp.arange(len(start))
-    sequences = sequences.at[rows, jnp.minimum(place, length) + 1].set(tokens)
+    behind = jnp.minimum(place, length) + 1
+    given = _taken(sequences, behind[:, None])[:, 0]  # an id of the prompt, or 0
+    made = jnp.where(given != 0, given, choose(passed.logits[:, 0], number))
+    tokens = jnp.where(ended, 0, made)
+    sequences = sequences.at[jnp.arange(len(start)), behind].set(tokens)
     ended = ended | ((sequences == END).sum(axis=1) > ends) | (place >= length - 1)
     return Generation(cache, sequences, start, ends, tokens, ended, number + 1)
 
@@ -229,15 +265,18 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Yield the tokens [B] of each step as soon as they are made, until every row has ended.
 
-    Errors: as `begin`. Spec: DEC-07.
+    Errors: as `begin`; RejectedError DEC-10 when logits are not finite. Spec: DEC-07.
     """
-    require_prompts(batch, configuration, room=True)
+    prefill_batch(batch, configuration)
     fixed = {"configuration": configuration, **options}
-    generation = jax.jit(partial(begin, **fixed))(parameters, batch)
-    ahead = jax.jit(partial(advance, choose=choose, **fixed), donate_argnames="generation")
+    jit = partial(jax.jit, compiler_options=calling.options(plain=False))
+    generation = jit(partial(begin, **fixed))(parameters, batch)
+    ahead = jit(partial(advance, choose=choose, **fixed), donate_argnames="generation")
     while not generation.ended.all():
         generation = ahead(parameters, generation)
-        yield np.asarray(generation.tokens)
+        tokens = np.asarray(generation.tokens)
+        sampling.require_tokens(tokens)
+        yield tokens
 
 
 def _taken(sequences: jax.Array, places: jax.Array) -> jax.Array:

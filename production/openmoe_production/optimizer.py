@@ -63,7 +63,7 @@ def adafactor(
 
     def init(parameters: Tensors) -> State:
         _require_axes(parameters, axes)
-        slots = {name: _initial(value, axes[name]) for name, value in parameters.items()}
+        slots = {name: _initial(value.shape, axes[name]) for name, value in parameters.items()}
         return State(jnp.zeros((), jnp.int32), slots)
 
     def update(
@@ -107,21 +107,15 @@ _EXPERT = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
 _SIZES = optax.chain(optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(1e-3))
 
 
-def _initial(parameter: jax.Array, axes: tuple[str, ...]) -> Slots:
+def _initial(shape: tuple[int, ...], axes: tuple[str, ...]) -> Slots:
     """Return one tensor's moments before the first update. Spec: OPT-02, OPT-03, OPT-04."""
-    moments, row, column = _moments(parameter.shape, axes)
-
-    def one(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        begun = moments.init(values)
-        return begun.v_row, begun.v_col
-
-    unused = jnp.zeros(1, jnp.float32)
-    values = jnp.zeros(parameter.shape, jnp.float32)
-    if "expert" in axes:
-        found = jax.vmap(one)(values)
-        return dict(zip((row, column), found, strict=True)) | {"v": unused, "m": unused}
-    begun = moments.init(values)
-    return {"v_row": begun.v_row, "v_col": begun.v_col, "v": begun.v, "m": unused}
+    moments, row, column = _moments(shape, axes)
+    experts, inner = (shape[:1], shape[1:]) if "expert" in axes else ((), shape)
+    one = jax.ShapeDtypeStruct(inner, jnp.float32)  # type: ignore[no-untyped-call]
+    begun = jax.eval_shape(moments.init, one)
+    shapes = {row: experts + begun.v_row.shape, column: experts + begun.v_col.shape}
+    shapes |= {"v": begun.v.shape, "m": (1,)}
+    return {name: jnp.zeros(shapes[name], jnp.float32) for name in SLOTS}
 
 
 def _update(

@@ -34,13 +34,15 @@ def sample(
     """Return the token [B] of the largest (cut logits / temperature + noise); equals: the least id.
 
     `noise` [B, V] is Gumbel's, see `gumbel`; without it the temperature must be 0 and the best token
-    is taken. The cuts are static, the temperature need not be.
+    is taken. The cuts are static, the temperature need not be. A compiled program cannot refuse a row
+    whose logits are not finite: its token is -1, which is none, see `require_tokens`.
     Errors: RejectedError DEC-10. Spec: DEC-08, DEC-11. Source: t5x decoding.py::temperature_sample.
     """
     require_shape("logits", logits, {"B": None, "V": None}, "DEC-10")
     require_floats("logits", logits, "DEC-10")
     require_choice(temperature, top_k, top_p, vocabulary_size=logits.shape[-1], noise=noise)
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    finite = jnp.isfinite(logits).all(axis=-1)
+    best = jnp.where(finite, _argmax(logits), -1)
     if noise is None:
         return best
     require_shape("noise", noise, dict(zip("BV", logits.shape, strict=True)), "DEC-10")
@@ -52,8 +54,19 @@ def sample(
         scaled = among_largest(scaled, top_k)
     if top_p:
         scaled = among_mass(scaled, top_p)
-    drawn = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+    drawn = jnp.where(finite, _argmax(scaled + noise), -1)
     return jnp.where(temperature <= LEAST_TEMPERATURE, best, drawn)
+
+
+def _argmax(values: jax.Array) -> jax.Array:
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
+
+
+def require_tokens(tokens: np.ndarray) -> None:
+    """Refuse what a compiled program chose from logits that are not finite. Spec: DEC-10."""
+    if (tokens < 0).any():
+        reason = "must be finite, got infinity or not-a-number"
+        raise RejectedError("logits", "DEC-10", reason)
 
 
 def among_largest(logits: jax.Array, count: int) -> jax.Array:

@@ -8,21 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from openmoe_production import batches, decoding, initialisation, optimizer, sampling
 from openmoe_production.arguments import (
     require_count,
     require_factor,
     require_floats,
-    require_integers,
     require_shape,
 )
 from openmoe_production.calling import call
 from openmoe_production.training import accumulated, require_microbatches, train_step
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import Cache
 
 Tree = Mapping[str, Any]
 Fields = Mapping[str, Any]
@@ -152,12 +149,9 @@ class TrainingAdapter:
     ) -> dict[str, Any]:
         """Return `logits` [B, S, V] of steps on the batch's own tokens, and the caches around them."""
         c = Configuration(**configuration)
-        require_count("steps", steps, "DEC-09")
-        decoding.require_prompts(batch, c, room=False)
-        tokens, most = batch["decoder_input_tokens"], c.vocabulary_size - 1
-        require_integers("batch['decoder_input_tokens']", tokens, "DEC-09", least=0, most=most)
+        decoding.require_steps(batch, c, steps)
         logits, first, last = _of_model(
-            _decode,
+            decoding.forced_steps,
             parameters,
             c,
             {"batch": dict(batch)},
@@ -184,13 +178,13 @@ class TrainingAdapter:
     ) -> np.ndarray:
         """Return new ids [B, L]; step s adds noise[:, s] of noise [B, S, V]."""
         c = Configuration(**configuration)
-        decoding.require_prompts(batch, c, room=True)
+        decoding.prefill_batch(batch, c)
         sampling.require_choice(
             temperature, top_k, top_p, vocabulary_size=c.vocabulary_size, noise=noise
         )
         if noise is not None:
             _require_noise(noise, batch, c)
-        return np.asarray(
+        found = np.asarray(
             _of_model(
                 _generate,
                 parameters,
@@ -203,6 +197,8 @@ class TrainingAdapter:
                 num_expert_replicas=num_expert_replicas,
             )
         )
+        sampling.require_tokens(found)
+        return found
 
     def sample(
         self,
@@ -249,21 +245,6 @@ def _adafactor(
     before = optimizer.State(step, {"": state})
     changes, after = one.update({"": gradient}, before, {"": parameter})
     return {"parameter": parameter + changes[""], "state": after.slots[""]}
-
-
-def _decode(
-    parameters: Any, batch: Any, *, configuration: Configuration, steps: int, **options: Any
-) -> tuple[jax.Array, Cache, Cache]:
-    first, _ = decoding.prefill(parameters, batch, configuration, **options)
-    tokens = batch["decoder_input_tokens"]
-    places = jnp.minimum(first.index[:, None] + jnp.arange(steps), tokens.shape[1] - 1)  # [B, S]
-
-    def one(cache: Cache, fed: jax.Array) -> tuple[Cache, jax.Array]:
-        cache, result = decoding.step(parameters, fed, cache, configuration, **options)
-        return cache, result.logits[:, 0]
-
-    last, logits = lax.scan(one, first, jnp.take_along_axis(tokens, places, axis=1).T)
-    return logits.swapaxes(0, 1), first, last
 
 
 def _generate(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openmoe_production import bench, bench_model
+from openmoe_production import bench, bench_model, bench_timing
 
 TINY = ["--tokens", "32", "--experts", "2", "--rounds", "2", "--width", "8", "--hidden", "16"]
 TINY += ["--memory", "32", "64", "--model-rounds", "1", "--head-width", "2", "--layers", "4"]
@@ -11,14 +11,14 @@ TINY += ["--batches", "1"]
 
 
 def test_the_page_has_both_tables_of_the_layer(tmp_path, capsys, monkeypatch, tables):
-    monkeypatch.setattr(bench_model, "section", lambda *sizes: f"## The model {sizes}\n")
+    monkeypatch.setattr(bench_model, "section", lambda *sizes, **rounds: f"## {sizes} {rounds}\n")
     path = tmp_path / "page.md"
     bench.main([*TINY, "--output", str(path)], [lambda: "## More\n"])
     text = path.read_text(encoding="utf-8")
     assert capsys.readouterr().out == text + "\n"
     assert f"bench {' '.join(TINY)}" in text  # how to reproduce it
     size = bench_model.Size(head_width=2, layers=4, vocabulary=64, rows=2, length=16)
-    assert f"## The model {(size, [3, 6], [1], 1)}" in text
+    assert f"## {(size, [3, 6], [1])} {{'rounds': 1, 'step_rounds': 2}}" in text
     assert "## More" in text
     times, memory = tables(text)
     programs = ["bound", "layer", "one-hot"]
@@ -52,5 +52,5 @@ def test_wrong_sizes_are_refused(wrong, capsys):
 
 
 def test_a_target_is_met_or_missed():
-    assert bench._target(1.0, 1.1) == "<= 1.10: met"
-    assert bench._target(1.2, 1.1) == "<= 1.10: missed"
+    assert bench_timing.judged(1.0, 1.1) == "<= 1.10: met"
+    assert bench_timing.judged(1.2, 1.1) == "<= 1.10: missed"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from openmoe_production import bench_model, initialisation, model
+from openmoe_production import bench_bound, bench_model, initialisation, model
+from openmoe_spec.config import BASE
 from openmoe_spec.parameters import parameters as tree
 
 SIZE = bench_model.Size(head_width=2, layers=8, vocabulary=64, rows=2, length=24)
@@ -17,7 +19,7 @@ C = bench_model.shrunk(SIZE)
 
 def test_the_model_has_the_proportions_of_base():
     c = bench_model.shrunk(bench_model.Size(64, 12, 256_384, 1, 2048))
-    assert c == bench_model.replace(bench_model.BASE, name="shrunk")
+    assert c == replace(BASE, name="shrunk")
 
 
 def multiplications(jaxpr, times=1):
@@ -56,7 +58,7 @@ def test_the_bound_of_a_forward_pass_is_all_of_its_products(parameters):
     traced = jax.make_jaxpr(lambda p, b: model.forward(p, b, C).logits)(
         parameters, bench_model.batch_of(SIZE)
     )
-    wanted = bench_model.products(C, 2, 24, 24, training=False, dtype="float32")
+    wanted = bench_bound.products(C, 2, 24, 24, training=False, dtype="float32")
     assert sorted(map(of_product, wanted)) == sorted(multiplications(traced.jaxpr))
 
 
@@ -65,12 +67,12 @@ def test_the_bound_of_gradients_has_two_more_products_for_each(parameters):
         return model.loss_fn(values, batch, C, training=True)[0]
 
     traced = jax.make_jaxpr(jax.grad(loss))(parameters, bench_model.batch_of(SIZE))
-    wanted = tuple(bench_model.products(C, 2, 24, 24, training=True, dtype="float32"))
+    wanted = tuple(bench_bound.products(C, 2, 24, 24, training=True, dtype="float32"))
     # A gate's gradient is an inner product of two vectors of width D: no matrix product.
     gates = C.num_moe_layers * C.num_selected_experts * 2 * 24 * C.embed_dim
     assert sum(multiplications(traced.jaxpr)) == 3 * sum(map(of_product, wanted)) + gates
-    given = bench_model.operands(wanted)
-    backward = jax.make_jaxpr(lambda g: bench_model.bound(g, wanted, "gradients"))(given)
+    given = bench_bound.operands(wanted)
+    backward = jax.make_jaxpr(lambda g: bench_bound.bound(g, wanted, "gradients"))(given)
     assert sum(multiplications(backward.jaxpr)) == 3 * sum(map(of_product, wanted))
 
 
@@ -107,7 +109,7 @@ class Planned:
 
 def test_the_page_has_every_program(monkeypatch, capsys, tables):
     monkeypatch.setattr(bench_model, "compiled", Planned)
-    text = bench_model.section(SIZE._replace(layers=4), (3, 6), (1, 2), 1)
+    text = bench_model.section(SIZE._replace(layers=4), (3, 6), (1, 2), rounds=1, step_rounds=1)
     passes, steps = tables(text)
     every = ["bound", "apart", "scan", "apart, remat", "scan, remat", "train step"]
     gradients = {"float32": every, "bfloat16": ["bound", "apart", "train step"]}

@@ -21,12 +21,12 @@ ADAPTER, REFERENCE = TrainingAdapter(), ReferenceAdapter()
 
 
 def case(**changes):
-    return model_cases.fixed(kind="prefix", blocks=1, **changes)
+    return model_cases.fixed(**{"kind": "prefix", "blocks": 1} | changes)
 
 
 def jitted(function, fields, parameters, **options):
     """Call a function of the port compiled as the adapter does it, which is fast for small models."""
-    static = {name: options.pop(name) for name in ("choose",) if name in options}
+    static = {name: options.pop(name) for name in ("choose", "steps") if name in options}
     return call(
         function,
         "LAYER-08",
@@ -66,6 +66,17 @@ def test_steps_and_caches_are_those_of_the_reference(name):
                 got, expected = (getattr(one[cache], kept) for one in (found, wanted))
                 np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
                 assert np.array_equal(got == 0, expected == 0)  # nothing stands in empty slots
+
+
+def test_stacked_layers_decode_as_single_ones_do():
+    fields, parameters, batch = model_cases.build(case(blocks=2, interval=1))
+    stacked = model.stack(parameters, Configuration(**fields))
+    (flat, _, _), (scanned, _, last) = (
+        jitted(decoding.forced_steps, fields, weights, batch=batch, steps=2)
+        for weights in (parameters, stacked)
+    )
+    np.testing.assert_allclose(scanned, flat, rtol=1e-5, atol=1e-5)
+    assert last.keys.shape[0] == 2
 
 
 def test_a_step_drops_what_the_experts_have_no_slot_for():
@@ -136,12 +147,12 @@ def test_rows_end_with_an_end_of_their_own_or_at_the_last_place():
         [
             [0, 5, 6, 0, 0, 0, 0, 0],  # ends by an id 1
             [0, 1, 7, 1, 0, 0, 0, 0],  # has two of them in its prompt, which end nothing
-            [0, 5, 0, 6, 1, 0, 0, 0],  # an id 0 in the prompt: what is made overwrites its end
-            [0, 5, 6, 7, 8, 9, 3, 0],  # has room for two
+            [0, 5, 0, 6, 1, 0, 0, 0],  # an id 0 in the prompt: its last id is kept, and fed
+            [0, 5, 6, 7, 8, 9, 3, 2],  # has room for one
         ],
         np.int32,
     )
-    seen = np.array([[1] * 3 + [0] * 5, [1] * 4 + [0] * 4, [1] * 5 + [0] * 3, [1] * 7 + [0]])
+    seen = np.array([[1] * 3 + [0] * 5, [1] * 4 + [0] * 4, [1] * 5 + [0] * 3, [1] * 8])
     batch = {
         "decoder_input_tokens": tokens,
         "decoder_causal_attention": seen.astype(np.int32),
@@ -157,8 +168,19 @@ def test_rows_end_with_an_end_of_their_own_or_at_the_last_place():
     assert np.array_equal(found, wanted)
     assert found[0].tolist() == [4, 1, 0, 0, 0, 0, 0, 0]
     assert found[1].tolist() == [3, 4, 1, 0, 0, 0, 0, 0]
-    assert found[3].tolist() == [8, 4, 0, 0, 0, 0, 0, 0]
+    assert found[2].tolist() == [1, 4, 1, 0, 0, 0, 0, 0]
+    assert found[3].tolist() == [8, 0, 0, 0, 0, 0, 0, 0]
     assert found.shape[1] == length
+
+
+def test_logits_that_are_not_finite_never_become_a_token():
+    fields, parameters, batch = model_cases.build(case(interval=1))
+    name = "decoder/logits_dense/kernel"
+    large = parameters | {name: np.full_like(parameters[name], 3e38)}
+    with pytest.raises(RejectedError, match="DEC-10"):
+        ADAPTER.generate(large, batch, configuration=fields)
+    with pytest.raises(RejectedError, match="DEC-10"):
+        list(decoding.stream(large, batch, Configuration(**fields)))
 
 
 def test_a_full_cache_keeps_nothing_more():
@@ -213,9 +235,8 @@ REFUSED = {
         "decoder_causal_attention",
         "DEC-09",
     ),
-    "no room": (lambda: generate(LONG), "batch", "DEC-09"),
-    "no room in a stream": (
-        lambda: next(decoding.stream(PARAMETERS, LONG, Configuration(**FIELDS))),
+    "a stream without causal attention": (
+        lambda: next(decoding.stream(PARAMETERS, {}, Configuration(**FIELDS))),
         "batch",
         "DEC-09",
     ),
@@ -235,6 +256,8 @@ REFUSED = {
         "MODEL-10",
     ),
     "no steps": (lambda: decode(steps=0), "steps", "DEC-09"),
+    "half a step": (lambda: decode(steps=1.5), "steps", "DEC-09"),
+    "steps behind the last slot": (lambda: decode(LONG, steps=2), "steps", "DEC-09"),
     "an unknown dtype": (lambda: decode(dtype="float8"), "dtype", "LAYER-08"),
     "a missing leaf": (
         lambda: ADAPTER.decode({}, BATCH, configuration=FIELDS, steps=1),

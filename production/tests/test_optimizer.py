@@ -140,6 +140,15 @@ def test_the_learning_rate_is_flat_until_step_ten_thousand(step, rate):
     assert float(jax.jit(optimizer.learning_rate)(step)) == pytest.approx(rate, rel=1e-6)
 
 
+def test_an_update_has_the_rate_of_the_step_before_it():
+    values = {"vector": jnp.ones(3)}
+    one = optimizer.adafactor(AXES, rate=lambda step: step.astype(jnp.float32))
+    state = one.init(values)
+    for step in range(3):
+        changes, state = one.update({"vector": jnp.full(3, 2.0)}, state, values)
+        np.testing.assert_allclose(changes["vector"], -np.full(3, step), rtol=1e-6)
+
+
 def test_gradients_of_experts_alone_are_scaled():
     gradients = on_device(
         {
@@ -186,7 +195,7 @@ def test_microbatches_are_slices_of_rows_whose_gradients_are_added_up(built):
 
 
 def test_a_step_is_that_of_the_reference():
-    fields, values, batch = model_cases.build(CASE | {"interval": 2})
+    fields, values, batch = model_cases.build(CASE | {"interval": 2}, min_expert_capacity=1)
     states = {
         one.name: REFERENCE.optimizer_state(one.shape, one.axes)
         for one in tree(Configuration(**fields))

@@ -90,6 +90,15 @@ def test_noise_from_a_key_draws_from_the_softmax_and_anew_in_each_step():
     assert np.array_equal(first, choose(many, jnp.int32(0)))
 
 
+def test_a_compiled_program_answers_with_no_token_where_it_cannot_refuse():
+    logits, noise = drawn(3, rows=3, vocabulary=4)
+    logits[1, 2], logits[2, 0] = np.nan, np.inf
+    for given in ({"temperature": 0.0}, {"noise": noise, "temperature": 1.0, "top_k": 2}):
+        found = jax.jit(lambda x, given=given: sampling.sample(x, **given))(logits)
+        assert found[1:].tolist() == [-1, -1]
+        assert found[0] >= 0
+
+
 LOGITS = np.zeros((2, 4), np.float32)
 CASES = {
     "not a number": ({"logits": LOGITS * np.nan}, "logits"),

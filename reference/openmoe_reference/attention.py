@@ -83,7 +83,8 @@ def rotary_tables(
         raise RejectedError("head_dim", "ATTN-12", f"must be even, got {head_dim}")
     check_within("positions", positions, "ATTN-12", 0, 2**31 - 1)
     fraction = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    timescale = np.float32(10_000) ** fraction
+    # The power is rounded once: NumPy's float32 power is off by some units in the last place.
+    timescale = (10_000.0 ** fraction.astype(np.float64)).astype(np.float32)
     angle = positions.astype(np.float32)[..., None] * (1 / timescale)  # [..., L, N / 2]
     angle = np.concatenate([angle, angle], axis=-1)
     return np.sin(angle), np.cos(angle)
@@ -199,7 +200,7 @@ def attend(
         # In float32 and bfloat16 -1e10 swallows the logit it is added to, so a row without a
         # visible key is uniform; in float64 it takes 2^29 of it to do the same.
         reach = 2.0**29 if kind == np.float64 else 1.0
-        logits = logits + (bias[:, None] * reach).astype(kind)
+        logits = logits + (bias[:, None].astype(np.float64) * reach).astype(kind)
     if softmax_dtype == "float32" and kind != np.float64:
         logits = logits.astype(np.float32)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))

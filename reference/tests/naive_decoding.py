@@ -144,9 +144,12 @@ def generate(
         for b, row in enumerate(logits):
             drawn = None if noise is None else noise[b, steps].tolist()
             token = sample(row, noise=drawn, temperature=temperature, top_k=top_k, top_p=top_p)
-            tokens[b] = 0 if ended[b] else token
+            place = lengths[b] + len(made[b]) + 1
+            given = rows[b][place] if place < length else 0
+            tokens[b] = 0 if ended[b] else given or token
             if not ended[b]:
-                made[b].append(token)
-                ended[b] = token == 1 or len(made[b]) == length - lengths[b]
+                # An id of the prompt that stands behind an id 0 is kept, and ends nothing.
+                made[b].append(tokens[b])
+                ended[b] = (token == 1 and not given) or place == length
         steps += 1
     return [ids + [0] * (length - len(ids)) for ids in made]

@@ -44,6 +44,7 @@ LEGAL.update(
         "decoding.prompt": {"batch": PROMPT},
         "decoding.prefill": MODEL | {"batch": PROMPT, "end": None},
         "decoding.step": MODEL | {"tokens": np.array([3, 5]), "cache": CACHE},
+        "decoding.forced_steps": MODEL | {"batch": PROMPT, "steps": 2},
         "decoding.check_cache": {"cache": CACHE, "configuration": CONFIGURATION},
         "decoding.generate": MODEL | {"batch": PROMPT, "choose": choose, "feed_again": True},
         "sampling.sample": {
@@ -115,7 +116,7 @@ def decoding_rows() -> Iterator[Row]:
         yield from batch_rows(function, tuple(PROMPT), *clauses)
         values = {f"without {key}": {n: PROMPT[n] for n in PROMPT if n != key} for key in PROMPT}
         yield from rows_of_values(function, "batch", values, *clauses)
-    for name in ("prefill", "step", "generate"):
+    for name in ("prefill", "step", "forced_steps", "generate"):
         yield from tree_rows(f"decoding.{name}")
     for name in ("prefill", "generate"):
         function = f"decoding.{name}"
@@ -128,10 +129,10 @@ def decoding_rows() -> Iterator[Row]:
             | {"decoder_causal_attention": changed(MARKS, (1,), 0)},
         }
         yield from rows_of_values(function, "batch", values, *clauses)
-    full = {"decoder_input_tokens": np.array([[0, 3, 4], [0, 5, 0]], np.int32)}
-    full["decoder_causal_attention"] = np.ones((2, 3), np.int32)
-    what = "a prompt without room for a new token"
-    yield from rows_of_values("decoding.generate", "batch", {what: full}, "DEC-09")
+    function = "decoding.forced_steps"
+    yield from rows_of_values(function, "steps", NOT_COUNTS | {"more than fit": 3}, "DEC-09")
+    without = {"no causal attention": {"decoder_input_tokens": IDS}}
+    yield from rows_of_values(function, "batch", without, "DEC-09")
     function = "decoding.step"
     yield from rows_of_arrays(function, ("tokens",), ("DEC-09",))
     yield from rows_of_sizes(function, {"tokens": (0,)}, ("DEC-09",))

@@ -186,7 +186,9 @@ def batch_rows(function: str, names: tuple[str, ...], *clauses: str) -> Iterator
         wrong |= {f"axis {axis} twice as long": value.repeat(2, axis) for axis in (0, 1)}
         for what, array in wrong.items():
             changes = {"batch": legal | {name: array}}
-            yield Row(function, f"{name}: {what}", changes, ("batch", "segment_ids"), clauses)
+            yield Row(
+                function, f"{name}: {what}", changes, ("batch", "segment_ids", "weights"), clauses
+            )
 
 
 def whole_batch_rows() -> Iterator[Row]:

@@ -68,6 +68,7 @@ LEGAL.update(
             "kind": np.dtype(np.float32),
         },
         "cross_entropy.check_targets": {"logits": LOGITS, "targets": TARGETS, "weights": WEIGHTS},
+        "cross_entropy.check_weights": {"weights": WEIGHTS, "sizes": {"B": 2, "L": 3}},
         "cross_entropy.check_divisor": {"value": 1.0},
         "optimizer.learning_rate": {"step": 0},
         "optimizer.learning_rate_with_linear_warmup": {"step": 0},
@@ -118,7 +119,8 @@ def loss_rows() -> Iterator[Row]:
         yield from weight_rows(function)
         yield from rows_of_values(function, "normalizing_factor", NOT_DIVISORS, *clause)
     yield from target_rows("cross_entropy.check_targets")
-    yield from weight_rows("cross_entropy.check_targets")
+    for name in ("check_targets", "check_weights"):
+        yield from weight_rows(f"cross_entropy.{name}")
     for row in rows_of_values("cross_entropy.check_divisor", "value", NOT_FACTORS, *clause):
         yield row._replace(arguments=("normalizing_factor",))
     yield from target_rows("cross_entropy.all_ones_loss")

@@ -247,7 +247,7 @@ def whole_models(draw: st.DrawFn) -> tuple[Configuration, Any, Any, model.Call]:
     return Configuration(**fields), wide, batch, call
 
 
-@settings(often, max_examples=10)
+@settings(often, max_examples=6)
 @given(whole_models(), seeds)
 def test_the_gradients_of_a_model_are_the_slopes_of_its_total_loss(drawn, seed):
     c, tensors, batch, call = drawn

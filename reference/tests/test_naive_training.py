@@ -297,11 +297,10 @@ def test_sampled_tokens_are_the_naive_ones(case):
 prompted = whole_models(kinds=("prefix",))
 
 
-def without_a_full_prompt(batch: dict[str, ndarray]) -> dict[str, ndarray]:
-    """Return a batch whose prompts leave room for a token."""
-    marks = batch["decoder_causal_attention"].copy()
-    marks[:, -1] = 0
-    return {**batch, "decoder_causal_attention": marks}
+def with_holes(batch: dict[str, ndarray], seed: int) -> dict[str, ndarray]:
+    """Return a batch with ids 0 inside its prompts, which are not counted."""
+    keep = np.random.default_rng(seed).random(batch["decoder_input_tokens"].shape) < 0.8
+    return {**batch, "decoder_input_tokens": batch["decoder_input_tokens"] * keep}
 
 
 def assert_same_cache(got: Cache, wanted: Cache, bound: float) -> None:
@@ -322,10 +321,10 @@ def test_prompts_are_the_naive_ones(batch):
 
 
 @sometimes
-@given(prompted, st.sampled_from([1, 2]))
-def test_the_prefill_and_every_step_are_the_naive_ones(drawn, replicas):
+@given(prompted, st.sampled_from([1, 2]), seeds)
+def test_the_prefill_and_every_step_are_the_naive_ones(drawn, replicas, seed):
     c, tensors, batch, _ = drawn
-    batch = without_a_full_prompt(batch)
+    batch = with_holes(batch, seed)
     c = replace(c, eval_capacity_factor=0.5)  # so that the prefill drops tokens
     naive = naive_model.Model(tensors, c, replicas=replicas)
     call = model.Call(dtype="float64", num_expert_replicas=replicas)
@@ -352,14 +351,10 @@ def ways_to_choose(draw: st.DrawFn) -> dict[str, Any]:
     return {"temperature": draw(st.sampled_from([0.3, 1.0])), **cut}
 
 
-@sometimes
-@given(prompted, ways_to_choose(), seeds)
-def test_generated_ids_are_the_naive_ones(drawn, how, seed):
-    c, tensors, batch, _ = drawn
-    batch = without_a_full_prompt(batch)
+def both_generations(c, tensors, batch, how, seed):
+    """Return the ids that the naive form and the reference generate from the same noise."""
     rows, length = batch["decoder_input_tokens"].shape
-    generator = np.random.default_rng(seed)
-    noise = generator.gumbel(size=(rows, length, c.vocabulary_size))
+    noise = np.random.default_rng(seed).gumbel(size=(rows, length, c.vocabulary_size))
     # Id 1 ends a row: make it likely, so that rows end at different times.
     tensors["decoder/logits_dense/kernel"][:, 1] *= np.float32(4)
     wanted = naive_decoding.generate(naive_model.Model(tensors, c), batch, noise=noise, **how)
@@ -368,8 +363,26 @@ def test_generated_ids_are_the_naive_ones(drawn, how, seed):
         return sampling.sample(logits, noise=noise[:, number], **how)
 
     call = model.Call(dtype="float64")
-    got = decoding.generate(tensors, batch, c, choose, call=call)
+    return wanted, decoding.generate(tensors, batch, c, choose, call=call)
+
+
+@sometimes
+@given(prompted, ways_to_choose(), seeds)
+def test_generated_ids_are_the_naive_ones(drawn, how, seed):
+    c, tensors, batch, _ = drawn
+    wanted, got = both_generations(c, tensors, batch, how, seed)
     np.testing.assert_array_equal(got, wanted)
+
+
+@sometimes
+@given(prompted, ways_to_choose(), seeds)
+def test_ids_behind_a_hole_of_the_prompt_are_kept_and_fed(drawn, how, seed):
+    c, tensors, batch, _ = drawn
+    wanted, got = both_generations(c, tensors, with_holes(batch, seed), how, seed)
+    for ours, theirs in zip(got.tolist(), wanted, strict=True):
+        # What stands behind the end was never reached.
+        end = theirs.index(1) + 1 if 1 in theirs else len(theirs)
+        assert ours[:end] == theirs[:end]
 
 
 def test_generation_ends_rows_at_different_times():
@@ -378,7 +391,6 @@ def test_generation_ends_rows_at_different_times():
     for seed in range(6):
         case = model_cases.fixed(kind="prefix", seed=seed, rows=3)
         fields, tensors, batch = model_cases.build(case)
-        batch = without_a_full_prompt(batch)
         tensors["decoder/logits_dense/kernel"][:, 1] *= np.float32(4)
         naive = naive_model.Model(tensors, Configuration(**fields))
         lengths = naive_decoding.prompt(batch)[1]

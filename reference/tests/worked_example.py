@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,20 @@ def grid(seed: int, *shape: int) -> ndarray:
 # ---- the stored form ----------------------------------------------------------------------
 
 
-def stored(example: Example) -> tuple[dict[str, Any], dict[str, ndarray]]:
-    """Return an example's row of the index and its arrays."""
-    arrays: dict[str, ndarray] = {}
-    plain = _split("arguments", example.arguments, arrays) or {}
+Models = Mapping[str, Mapping[str, ndarray]]
+"""Parameters by the id of the case that lends them."""
+
+
+def stored(example: Example, lent: Models) -> tuple[dict[str, Any], dict[str, ndarray]]:
+    """Return an example's row of the index and its arrays; a lent model is not stored again."""
+    arguments, arrays = dict(example.arguments), dict[str, ndarray]()
+    lender = _lender(arguments.get("parameters"), lent)
+    if lender:
+        own = arguments["parameters"]
+        new = {n: v for n, v in own.items() if not _equal(v, lent[lender].get(n, np.zeros(0)))}
+        _split("arguments/parameters", new, arrays)
+        arguments["parameters"] = "borrowed"
+    plain = _split("arguments", arguments, arrays) or {}
     config: dict[str, Any] = {"function": example.function, "arguments": plain}
     if example.answer is None:
         config["rejected"] = True
@@ -48,7 +59,7 @@ def stored(example: Example) -> tuple[dict[str, Any], dict[str, ndarray]]:
         config["capacity"] = _capacity(example)
     if example.bounds:
         config["bounds"] = example.bounds
-    row = {
+    row: dict[str, Any] = {
         "id": example.id,
         "kind": "call",
         "exercises": example.exercises,
@@ -57,7 +68,42 @@ def stored(example: Example) -> tuple[dict[str, Any], dict[str, ndarray]]:
         "file": f"{FOLDER.name}.npz" if arrays else None,
         "arrays": sorted(arrays),
     }
+    if lender:
+        row["borrows"] = lender
     return row, {f"{example.id}/{name}": value for name, value in arrays.items()}
+
+
+def lending(
+    name: str, parameters: Mapping[str, ndarray]
+) -> tuple[dict[str, Any], dict[str, ndarray]]:
+    """Return the row and the arrays of a case that lends a model and compares nothing."""
+    arrays: dict[str, ndarray] = {}
+    _split("arguments/parameters", parameters, arrays)
+    row = {
+        "id": name,
+        "kind": "parameters",
+        "exercises": "a model that other cases borrow",
+        "config": {},
+        "comparisons": {},
+        "file": f"{FOLDER.name}.npz",
+        "arrays": sorted(arrays),
+    }
+    return row, {f"{name}/{key}": value for key, value in arrays.items()}
+
+
+def _lender(parameters: Any, lent: Models) -> str:
+    """Return the id of the model that shares most of these parameters, empty when none does."""
+    shared = {
+        name: sum(_equal(parameters[key], value) for key, value in model.items())
+        for name, model in lent.items()
+        if isinstance(parameters, dict) and parameters.keys() >= model.keys()
+    }
+    best = max(shared, key=lambda name: shared[name], default="")
+    return best if best and 2 * shared[best] > len(lent[best]) else ""
+
+
+def _equal(one: ndarray, other: ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def _split(prefix: str, value: Any, arrays: dict[str, ndarray]) -> Any:
@@ -65,7 +111,7 @@ def _split(prefix: str, value: Any, arrays: dict[str, ndarray]) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         arrays[prefix] = np.asarray(value)
         return None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         left = {name: _split(f"{prefix}/{name}", inner, arrays) for name, inner in value.items()}
         return {name: inner for name, inner in left.items() if inner is not None} or None
     return value

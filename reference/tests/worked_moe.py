@@ -172,6 +172,11 @@ def losses() -> list[Example]:
     return [*found, Example("no_number", "LOSS-13", "not a number", "balance_loss", bad)]
 
 
+def models() -> dict[str, dict[str, ndarray]]:
+    """Return the layer that several examples run, by the id of the case that lends it."""
+    return {"layer_of_four_experts": weights(20, 4)}
+
+
 def examples() -> list[Example]:
     """Return the examples of the layer and its losses, in the order of SPEC.md."""
     return [*parts(), *layers(), *losses()]

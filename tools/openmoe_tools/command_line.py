@@ -237,20 +237,19 @@ def generate(
 
 @app.command()
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of each timing.")] = 16,
-    tokens: Annotated[int, typer.Option(min=16, help="Tokens of the one group.")] = 4096,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Interleaved rounds of the layer's timing.")
+    ] = 16,
+    tokens: Annotated[int, typer.Option(min=16, help="Tokens of the layer's one group.")] = 4096,
     output: Annotated[
         Path | None, typer.Option(help="Write the report as a Markdown page.")
     ] = None,
 ) -> None:
-    """Time the production layer against the bound of its matrix products."""
-    from openmoe_tools import conforming  # noqa: PLC0415
+    """Time the production layer and model against the bounds of their matrix products."""
+    from openmoe_tools import benchmarking, conforming  # noqa: PLC0415
 
     conforming.require_jax("openmoe bench")
-    from openmoe_production import bench as benchmark  # noqa: PLC0415
-
-    page = ("--no-write",) if output is None else ("--output", str(output))
-    benchmark.main(("--rounds", str(rounds), "--tokens", str(tokens), *page))
+    benchmarking.bench(rounds, tokens, output)
 
 
 @app.command()

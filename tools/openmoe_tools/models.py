@@ -8,7 +8,6 @@ Spec: CFG-02, CFG-05, MODEL-09, PARAM-05.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401 - with it NumPy knows bfloat16, in which tensors may be stored
 import numpy as np
 from numpy import ndarray
+from safetensors import SafetensorError, safe_open
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.initialisation import initialise
@@ -81,7 +81,7 @@ def _read(path: Path, name: str) -> Configuration:
         if field.default is MISSING and field.name not in {"name", *taken}
     ]
     if absent:
-        raise UsageError(f"{path}: lacks {', '.join(absent)}")
+        raise UsageError(f"{path}: lacks {', '.join(absent)}; add them")
     try:
         return Configuration(**{"name": name, **taken})
     except RejectedError as error:
@@ -178,8 +178,6 @@ def load(folder: Path) -> tuple[Configuration, dict[str, ndarray]]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; a model is one with {CONFIG} and {WEIGHTS}")
     model = configuration(str(folder))
-    if importlib.util.find_spec("safetensors") is None:
-        raise UsageError("weights need safetensors: pip install 'openmoe-spec[weights]'")
     port = is_port(_json(folder / CONFIG))
     with ExitStack() as stack:
         stored = _stored(_files(folder), stack, port=port)
@@ -208,8 +206,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _stored(paths: list[Path], stack: ExitStack, *, port: bool) -> dict[str, _Stored]:
     """Return what the files hold by our names, their headers alone read."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - an optional extra
-
     found: dict[str, _Stored] = {}
     for path in paths:
         try:

@@ -411,7 +411,6 @@ def test_logits_that_are_not_finite_give_no_token(complains, tmp_path, implement
 @pytest.mark.parametrize(
     ("package", "arguments", "words"),
     [
-        ("safetensors", REFERENCE, ["safetensors", "openmoe-spec[weights]"]),
         (
             "sentencepiece",
             (*REFERENCE, "--text", "a", "--tokenizer", __file__),

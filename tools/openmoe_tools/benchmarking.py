@@ -1,0 +1,62 @@
+"""`openmoe bench`: production's page with a section about the reference."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from openmoe_reference import initialisation, model
+from openmoe_spec.config import Configuration
+from openmoe_tools import files
+
+SMALL = Configuration(
+    name="small",
+    num_layers=12,
+    num_moe_layers=3,
+    embed_dim=48,
+    num_heads=12,
+    head_dim=4,
+    mlp_dim=128,
+    num_experts=16,
+    vocabulary_size=512,
+)
+"""Base in miniature."""
+
+ROWS, LENGTH, ROUNDS = 2, 64, 5
+MOST_SECONDS = 1.0
+
+
+def bench(rounds: int, tokens: int, output: Path | None) -> None:
+    """Measure, print the page and write it. Errors: UsageError."""
+    files.writable(output)
+    from openmoe_production import bench as benchmark  # noqa: PLC0415 - it needs JAX
+
+    page = ("--no-write",) if output is None else ("--output", str(output))
+    arguments = ("--rounds", str(rounds), "--tokens", str(tokens), *page)
+    benchmark.main(arguments, [reference_section])
+
+
+def reference_section() -> str:
+    """Return how long the reference takes for a forward pass of a small model, as Markdown."""
+    generator = np.random.default_rng(0)
+    weights = initialisation.initialise(SMALL, generator)
+    targets = generator.integers(1, SMALL.vocabulary_size, (ROWS, LENGTH), np.int32)
+    inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    batch = {"decoder_input_tokens": inputs, "decoder_target_tokens": targets}
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        model.forward(weights, batch, SMALL)
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    state = "met" if median < MOST_SECONDS else "missed"
+    return f"""## The reference
+
+`openmoe_reference.model.forward`, to be read and not to be fast: {SMALL.num_layers} layers, D = \
+{SMALL.embed_dim}, E = {SMALL.num_experts}, V = {SMALL.vocabulary_size},
+{ROWS} x {LENGTH} tokens, float32: median of {ROUNDS} runs {median:.2f} s. Target: below \
+{MOST_SECONDS:.0f} s, {state}.
+"""
