@@ -192,8 +192,10 @@ def _evidence(got: ndarray, expected: Mapping[Combination, ndarray]) -> str:
     sized = {one: value for one, value in expected.items() if value.shape == got.shape}
     if not sized:
         return f"an answer of {got.size} numbers"
-    spread = np.ptp(np.stack(list(sized.values())), axis=0)
-    place = int(spread.argmax())
+    values = np.stack(list(sized.values()))
+    spread = np.ptp(values, axis=0)
+    apart = np.diff(np.sort(values, axis=0), axis=0) > 1e-3 * spread  # how many answers differ
+    place = int((apart.sum(axis=0) + spread / (1 + spread.max())).argmax())
     options = ", ".join(f"{' + '.join(one)} {value[place]:.6g}" for one, value in sized.items())
     return f"number {place}: got {got[place]:.6g}; {options}"
 

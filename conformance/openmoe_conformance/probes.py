@@ -244,7 +244,7 @@ def _crowd() -> dict[str, Any]:
     return _fields(num_experts=8, eval_capacity_factor=2.0, min_expert_capacity=1)
 
 
-@_probe("moe_layer", "groups", "capacity", what="64 equal tokens, 8 experts: which get an output")
+@_probe("moe_layer", "groups", "capacity", what="64 equal tokens, 8 experts: the first dropped")
 def _(adapter: Any, known: Known) -> Any:
     fields = _crowd()
     weights = _model(fields, known, loud=("mlp/expert",))
@@ -256,15 +256,20 @@ def _(adapter: Any, known: Known) -> Any:
     answer = call(adapter, "moe_layer", inputs, layer, training=False, min_expert_capacity=1)
     found = fields_of(answer, ("output",))["output"]
     output = np.asarray(answer if found is None else found)
-    return (np.abs(output) > 0).any(axis=-1)
+    return _first_other((np.abs(output) > 0).any(axis=-1))
 
 
-@_probe("forward", "groups", "capacity", what="64 equal tokens, 8 experts: which differ")
+@_probe("forward", "groups", "capacity", what="64 equal tokens, 8 experts: the first dropped")
 def _(adapter: Any, known: Known) -> Any:
     fields = _crowd()
     weights = _model(fields, known, loud=("mlp/expert",))
     logits = _logits(adapter, weights, _batch(np.full((1, 64), 5)), fields)
-    return np.abs(logits - logits[:, :1]).max(axis=-1) < 1e-3 * np.abs(logits).max()
+    return _first_other(np.abs(logits - logits[:, :1]).max(axis=-1) < 1e-3 * np.abs(logits).max())
+
+
+def _first_other(alike: ndarray) -> int:
+    """Return the first place that is false; 64 when none is."""
+    return int(np.append(alike.reshape(-1), False).argmin())
 
 
 @_probe("forward", "extra_mlp", what="experts and the extra feed-forward")

@@ -1,6 +1,6 @@
 """The bound of a model's pass: all of its matrix products and nothing else.
 
-Written down from the configuration, not read off the model: what the model wasted would not show.
+They are written down from the configuration, not read off the model: that would hide its waste.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from openmoe_spec.parameters import sparse_layers
 
 
 class Product(NamedTuple):
-    """One matrix product, as `einsum` takes it."""
+    """One matrix product, as `einsum` takes it; `full`: in float32, whatever the device prefers."""
 
     form: str
     left: tuple[int, ...]
     right: tuple[int, ...]
     dtype: str
+    full: bool = False
 
 
 def products(
@@ -48,10 +49,12 @@ def products(
         yield from _feed_forward(1, n, c.embed_dim, c.mlp_dim, dtype)
         if layer in sparse:
             router = (c.embed_dim, c.num_experts)
-            yield Product("gtd,de->gte", (groups, tokens, c.embed_dim), router, "float32")
+            yield Product(
+                "gtd,de->gte", (groups, tokens, c.embed_dim), router, "float32", full=True
+            )
             yield from _feed_forward(c.num_experts, slots, c.embed_dim, c.expert_width, dtype)
     kernel = (c.embed_dim, c.vocabulary_size)
-    yield Product("nd,de->ne", (n, c.embed_dim), kernel, "float32")
+    yield Product("nd,de->ne", (n, c.embed_dim), kernel, "float32", full=True)
 
 
 def _slots(c: Configuration, rows: int, length: int, *, training: bool) -> tuple[int, int, int]:
@@ -104,4 +107,5 @@ def bound(given: Operands, wanted: Sequence[Product], which: str) -> list[jax.Ar
 
 
 def _product(one: Product, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(one.form, left, right, precision=lax.Precision.HIGHEST)
+    precision = lax.Precision.HIGHEST if one.full else None
+    return jnp.einsum(one.form, left, right, precision=precision)

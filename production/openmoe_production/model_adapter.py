@@ -21,7 +21,7 @@ from openmoe_production import (
 )
 from openmoe_production.arguments import require_integers
 from openmoe_production.calling import call
-from openmoe_spec import parameters
+from openmoe_spec import layouts, parameters
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision, ForwardResult
@@ -51,6 +51,18 @@ class ModelAdapter:
     def count_parameters(self, configuration: Fields) -> dict[str, int]:
         """Return the sizes of a model. Spec: PARAM-03."""
         return asdict(parameters.count(Configuration(**configuration)))
+
+    def port_parameters(self, parameters: Tree) -> dict[str, np.ndarray]:
+        """Return the tensors as the published PyTorch port names and lays them out. Spec: PARAM-05."""
+        found = {}
+        for name, value in parameters.items():
+            there = layouts.port_name(name)
+            if there is None:
+                raise RejectedError(
+                    f"parameters[{name!r}]", "PARAM-05", f"has no counterpart, {value.shape}"
+                )
+            found[there[0]] = np.ascontiguousarray(value.T if there[1] else value)
+        return found
 
     # ---- layers ----------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def _update(
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         before = optax.FactoredState(step, of_rows, of_columns, v)
         direction, after = moments.update(g, before, p)
-        if row == "v_col":  # the mean that both are divided by is that of v_row, as trained
+        if row == "v_col":  # Optax took the mean of its own rows, the training code of v_row
             direction *= jnp.sqrt(after.v_col.mean() / after.v_row.mean())
         change, _ = _SIZES.update(direction, _SIZES.init(p), p)
         return change, after.v_row, after.v_col, after.v

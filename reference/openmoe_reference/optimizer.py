@@ -70,6 +70,8 @@ def factoring(shape: Sequence[int], axes: Sequence[str]) -> Factoring:
     if len(axes) != len(shape):
         raise RejectedError("axes", "OPT-12", f"must name {len(shape)} axes, got {tuple(axes)}")
     if "expert" in axes:
+        if not {"mlp_embed", "expert_mlp"} <= set(axes):
+            raise RejectedError("axes", "OPT-12", f"name no matrix of an expert, {tuple(axes)}")
         inner = tuple(i for i, axis in enumerate(axes) if axis != "expert")
         return Factoring(inner, axes.index("mlp_embed"), axes.index("expert_mlp"))
     if len(shape) > 2:

@@ -111,15 +111,11 @@ def visible_by_targets(
 
 
 def sine_and_cosine(position: int, j: int, head_dim: int) -> tuple[float, float]:
-    """Return those of position / 10000^(2 j / N), every operation rounded to float32.
-
-    Arrays of one element: NumPy may round the power of two scalars to a neighbouring number.
-    """
-    place, pair, width, base, one = (
-        np.array([value], np.float32) for value in (position, 2 * j, head_dim, 10000, 1)
-    )
-    angle = place * (one / base ** (pair / width))
-    return float(np.sin(angle)[0]), float(np.cos(angle)[0])
+    """Return those of position / 10000^(2 j / N), every operation rounded to float32."""
+    single = np.float32
+    timescale = single(10000.0 ** float(single(2 * j) / single(head_dim)))
+    angle = single(position) * (single(1) / timescale)
+    return float(np.sin(angle)), float(np.cos(angle))
 
 
 def rotate(head: Vector, position: int, dtype: str = "float64") -> Vector:

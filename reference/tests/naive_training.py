@@ -1,6 +1,6 @@
-"""Deliberately naive losses, Adafactor, gradients by differences, and decoding.
+"""Deliberately naive losses, gradients by differences, and Adafactor.
 
-Written from SPEC.md chapters 12 to 14 as plain loops over float64, sharing nothing with the
+Written from SPEC.md chapters 12 and 13 as plain loops over float64, sharing nothing with the
 reference but records and configuration. Shapes use the letters of chapter 2.
 """
 

@@ -70,11 +70,6 @@ LEGAL.update(
             "scale": "one",
             "softmax_dtype": "activation",
         },
-        "attention.check_attention": {
-            "inputs": normal(B, L, D),
-            "kernels": KERNELS,
-            "num_heads": H,
-        },
         "attention.attend": {
             "queries": HEADS,
             "keys": HEADS,
@@ -184,10 +179,10 @@ def attention_rows() -> Iterator[Row]:
     yield Row("attention.rotate", "an odd width", odd_heads, ("heads", "head_dim"), clause)
 
     counts = NOT_COUNTS | {"no divisor": 3}
-    for function in ("attention.check_attention", "attention.attention"):
-        yield from rows_of_arrays(function, ("inputs",), clause)
-        yield from rows_of_mapping(function, "kernels", clause, names=("inputs", "num_heads"))
-        yield from rows_of_values(function, "num_heads", counts, *clause)
+    function = "attention.attention"
+    yield from rows_of_arrays(function, ("inputs",), clause)
+    yield from rows_of_mapping(function, "kernels", clause, names=("inputs", "num_heads"))
+    yield from rows_of_values(function, "num_heads", counts, *clause)
     odd_width = {"num_heads": 8}
     yield Row(function, "an odd width", odd_width, ("num_heads", "head_dim"), clause)
     for row in rows_of_sizes(function, {"bias": (0, 1, 2), "inputs": (0, 2)}, clause):

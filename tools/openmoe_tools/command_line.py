@@ -53,6 +53,10 @@ def conform(
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Plant every known bug and print what catches it.")
     ] = False,
+    identify: Annotated[
+        bool,
+        typer.Option("--identify", help="Say which choices it makes and which dialect it speaks."),
+    ] = False,
     clause: Annotated[
         list[str] | None, typer.Option(help="Run only this clause (may be repeated).")
     ] = None,
@@ -81,6 +85,11 @@ def conform(
             "--mutants runs the kit's own planted bugs: of the other options only --profile, "
             "--json, --seed and --jobs go with it"
         )
+    if identify and (mutants or vectors or clause or expected_failures or junit or html):
+        raise UsageError(
+            "--identify asks its own questions: of the other options only --implementation and "
+            "--json go with it"
+        )
     request = conforming.Request(
         implementation=implementation or "production",
         profile=profile or ("quick" if mutants else "standard"),
@@ -95,7 +104,8 @@ def conform(
         seed=seed,
         jobs=jobs,
     )
-    raise typer.Exit(conforming.mutants(request) if mutants else conforming.conform(request))
+    run = conforming.mutants if mutants else conforming.identify if identify else conforming.conform
+    raise typer.Exit(run(request))
 
 
 @app.command()

@@ -35,7 +35,7 @@ from openmoe_conformance.outcome import Outcome, Result, Source, UsageError, exi
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.subject import Subject
 from openmoe_spec import clauses
-from openmoe_tools import files
+from openmoe_tools import files, identifying
 from openmoe_tools.data import tokenizer
 from openmoe_tools.data.corpus import CorpusError
 
@@ -146,6 +146,13 @@ def mutants(request: Request) -> int:
     kill_matrix.render(rows, console)
     files.write(request.json, lambda: json_module.dumps(kill_matrix.as_json(rows), indent=1) + "\n")
     return 0 if rows and all(row.killed for row in rows) else 1
+
+
+def identify(request: Request) -> int:
+    """Print choices and dialect: 0 one dialect, 1 a mixture, 2 undecided. Errors: UsageError."""
+    name = ALIASES.get(request.implementation, request.implementation)
+    subject = Subject(_load(request.implementation, name))
+    return identifying.run(subject, _console(), request.json)
 
 
 def replay(file: Path, implementation: str, json: Path | None) -> int:
