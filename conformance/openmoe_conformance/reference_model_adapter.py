@@ -19,6 +19,7 @@ from openmoe_reference import (
     decoding,
     dialects,
     initialisation,
+    masks,
     model,
     model_gradients,
     optimizer,
@@ -173,7 +174,7 @@ class ReferenceModelAdapter:
         if part == "rms_norm":
             return part_gradients.norm_gradients(inputs, parameters["scale"], cotangent)
         if part == "attention":
-            bias = None if mask is None else attention.finite_bias((mask,))
+            bias = None if mask is None else masks.finite_bias((mask,))
             return part_gradients.attention_gradients(
                 inputs, parameters, bias, cotangent, num_heads=num_heads
             )

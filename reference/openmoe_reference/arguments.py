@@ -102,6 +102,11 @@ def _all_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
+def rows_of(value: object) -> str:
+    """Return letters for the axes of `value` but its last, for `check_array`; any rank is legal."""
+    return "".join(f"row{i} " for i in range(getattr(value, "ndim", 1) - 1))
+
+
 def check_choice(name: str, value: object, legal: tuple[str, ...], clause: str) -> None:
     """Refuse a word that is not among the legal ones."""
     if not isinstance(value, str) or value not in legal:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from openmoe_reference.arguments import (
@@ -18,56 +18,13 @@ from openmoe_reference.arguments import (
     check_integer,
     check_names,
     check_within,
+    rows_of,
 )
 from openmoe_reference.dtypes import DTYPES, matmul
 from openmoe_spec.errors import RejectedError
 
-MASKED = -1e10
-"""What is added to the logit of a key that may not be seen: finite, unlike -infinity."""
-
 KERNELS = ("query", "key", "value", "out")
 """Names of an attention's weights: the first three [D, H N], out [H N, D]."""
-
-
-def decoder_mask(
-    target_ids: Int[ndarray, "B L"],
-    *,
-    segment_ids: Int[ndarray, "B L"] | None = None,
-    causal_attention: Int[ndarray, "B L"] | None = None,
-) -> Bool[ndarray, "B L L"]:
-    """Return which key (last axis) each query may see, from TARGET ids: 0 is padding.
-
-    `causal_attention` (1 on a prefix) opens the prefix both ways; OpenMoE passes none.
-    Errors: RejectedError ATTN-12 on shapes, dtypes, or segments that interleave.
-    Spec: ATTN-01, ATTN-02, ATTN-03. Source: dense_attention.py::make_decoder_mask.
-    """
-    sizes: dict[str, int] = {}
-    check_array("target_ids", target_ids, "B L", sizes, "ATTN-12", kind="i")
-    place = np.arange(sizes["L"])
-    seen = np.broadcast_to(place[:, None] >= place, (sizes["B"], sizes["L"], sizes["L"]))
-    if causal_attention is not None:
-        check_array("causal_attention", causal_attention, "B L", sizes, "ATTN-12", kind="i")
-        prefix = causal_attention > 0
-        seen = seen | (prefix[:, :, None] & prefix[:, None, :])
-    real = target_ids > 0
-    seen = seen & real[:, :, None] & real[:, None, :]
-    if segment_ids is not None:
-        check_segments(segment_ids, sizes)
-        seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return np.asarray(seen)
-
-
-def check_segments(segment_ids: ndarray, sizes: dict[str, int]) -> None:
-    """Refuse segments whose tokens do not stand together. Spec: ATTN-12."""
-    check_array("segment_ids", segment_ids, "B L", sizes, "ATTN-12", kind="i")
-    for row in segment_ids:
-        ids = row.astype(np.int64)
-        runs = ids[np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))]  # the id of each run
-        again = [int(one) for one in np.unique(runs) if one != 0 and (runs == one).sum() > 1]
-        if again:
-            raise RejectedError(
-                "segment_ids", "ATTN-12", f"segments must not interleave, {again[0]} does"
-            )
 
 
 def rotary_tables(
@@ -81,6 +38,7 @@ def rotary_tables(
     check_integer("head_dim", head_dim, "ATTN-12", least=2)
     if head_dim % 2:
         raise RejectedError("head_dim", "ATTN-12", f"must be even, got {head_dim}")
+    check_array("positions", positions, f"{rows_of(positions)}L", {}, "ATTN-12", kind="i")
     check_within("positions", positions, "ATTN-12", 0, 2**31 - 1)
     fraction = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     # The power is rounded once: NumPy's float32 power is off by some units in the last place.
@@ -101,7 +59,7 @@ def rotate(
     """
     sizes: dict[str, int] = {}
     check_array("heads", heads, "B L H N", sizes, "ATTN-12")
-    shape = "L" if positions.ndim == 1 else "B L"
+    shape = "B L" if getattr(positions, "ndim", 1) == 2 else "L"
     check_array("positions", positions, shape, sizes, "ATTN-12", kind="i")
     sine, cosine = (
         table.astype(heads.dtype)[..., None, :]  # [..., L, 1, N]
@@ -131,16 +89,9 @@ def attention(
     Errors: RejectedError ATTN-12 on shapes, values that are not finite, an unknown option.
     Spec: ATTN-06..ATTN-11. Source: dense_attention.py::MultiHeadDotProductAttention.
     """
-    sizes: dict[str, int] = {}
     check_choice("dtype", dtype, tuple(DTYPES), "ATTN-12")
-    check_array("inputs", inputs, "B Q D", sizes, "ATTN-12")
-    check_names("kernels", kernels, KERNELS, "ATTN-12")
-    check_integer("num_heads", num_heads, "ATTN-12", least=1)
-    for name, shape in zip(KERNELS, ("D HN", "D GN", "D GN", "HN D"), strict=True):
-        check_array(f"kernels[{name!r}]", kernels[name], shape, sizes, "ATTN-12")
+    sizes = check_attention(inputs, kernels, num_heads)
     head_dim = sizes["HN"] // num_heads
-    if head_dim * num_heads != sizes["HN"] or sizes["GN"] % head_dim:
-        raise RejectedError("num_heads", "ATTN-12", f"must divide {sizes['HN']}, got {num_heads}")
     kind = DTYPES[dtype]
     queries, keys, values = (
         matmul(inputs, kernels[name], kind).reshape(*inputs.shape[:2], -1, head_dim)
@@ -155,6 +106,22 @@ def attention(
         rotate(queries, positions), rotated, values, bias, scale=scale, softmax_dtype=softmax_dtype
     )
     return matmul(mixed.reshape(*inputs.shape[:2], -1), kernels["out"], kind), keys, values
+
+
+def check_attention(
+    inputs: ndarray, kernels: Mapping[str, ndarray], num_heads: int
+) -> dict[str, int]:
+    """Refuse inputs, kernels and heads that do not belong together. Spec: ATTN-12."""
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "B Q D", sizes, "ATTN-12")
+    check_names("kernels", kernels, KERNELS, "ATTN-12")
+    check_integer("num_heads", num_heads, "ATTN-12", least=1)
+    for name, shape in zip(KERNELS, ("D HN", "D GN", "D GN", "HN D"), strict=True):
+        check_array(f"kernels[{name!r}]", kernels[name], shape, sizes, "ATTN-12")
+    head_dim = sizes["HN"] // num_heads
+    if head_dim * num_heads != sizes["HN"] or sizes["GN"] % head_dim:
+        raise RejectedError("num_heads", "ATTN-12", f"must divide {sizes['HN']}, got {num_heads}")
+    return sizes
 
 
 def _inserted(
@@ -190,6 +157,8 @@ def attend(
     check_choice("scale", scale, ("one", "head_dim"), "ATTN-12")
     check_choice("softmax_dtype", softmax_dtype, ("activation", "float32"), "ATTN-12")
     repeats = sizes["H"] // sizes["G"]
+    if repeats * sizes["G"] != sizes["H"]:
+        raise RejectedError("keys", "ATTN-12", f"their {sizes['G']} heads must divide {sizes['H']}")
     keys, values = (np.repeat(heads, repeats, axis=2) for heads in (keys, values))
     kind = queries.dtype
     logits = _einsum("bqhn,blhn->bhql", queries, keys)
@@ -197,6 +166,8 @@ def attend(
         logits = logits * kind.type(1 / np.sqrt(sizes["N"]))
     if bias is not None:
         check_array("bias", bias, "B Q L", sizes, "ATTN-12", kind="any")
+        if np.isnan(bias).any():  # minus infinity is legal: the port's two reasons add up to it
+            raise RejectedError("bias", "ATTN-12", "must not be not-a-number")
         # In float32 and bfloat16 -1e10 swallows the logit it is added to, so a row without a
         # visible key is uniform; in float64 it takes 2^29 of it to do the same.
         reach = 2.0**29 if kind == np.float64 else 1.0
@@ -218,63 +189,3 @@ def _sum(weights: ndarray) -> ndarray:
     if weights.dtype == ml_dtypes.bfloat16:
         return weights.astype(np.float32).sum(axis=-1, keepdims=True).astype(weights.dtype)
     return weights.sum(axis=-1, keepdims=True)
-
-
-# ---- from a batch to what is added to the logits -------------------------------------------
-
-
-def visible_by_targets(
-    batch: Mapping[str, ndarray], *, bidirectional: bool = False
-) -> tuple[Bool[ndarray, "B L L"], ...]:
-    """Return the mask of a training batch: from its targets, segments and, if asked, its prefix.
-
-    Errors: RejectedError ATTN-12 on a batch without targets.
-    Spec: ATTN-01, ATTN-02, ATTN-03. Source: t5_architecture.py::DecoderOnly.
-    """
-    if "decoder_target_tokens" not in batch:
-        raise RejectedError("batch", "ATTN-12", "must hold decoder_target_tokens")
-    prefix = batch.get("decoder_causal_attention") if bidirectional else None
-    mask = decoder_mask(
-        batch["decoder_target_tokens"],
-        segment_ids=batch.get("decoder_segment_ids"),
-        causal_attention=prefix,
-    )
-    return (mask,)
-
-
-def visible_by_user(
-    batch: Mapping[str, ndarray], *, bidirectional: bool = False
-) -> tuple[Bool[ndarray, "B L L"], ...]:
-    """Return the port's two reasons: causal order, and the caller's mask of keys. Spec: DIAL-02.
-
-    Source: modeling_openmoe.py::_prepare_decoder_attention_mask@95e3378e.
-    """
-    del bidirectional
-    shape = batch["decoder_input_tokens"].shape
-    place = np.arange(shape[1])
-    causal = np.broadcast_to(place[:, None] >= place, (shape[0], shape[1], shape[1]))
-    if "attention_mask" not in batch:
-        return (causal,)
-    return causal, np.broadcast_to((batch["attention_mask"] > 0)[:, None, :], causal.shape)
-
-
-def finite_bias(reasons: tuple[Bool[ndarray, "B Q L"], ...]) -> Float[ndarray, "B Q L"]:
-    """Return 0 where a key may be seen, -1e10 elsewhere. Spec: ATTN-08.
-
-    Source: dense_attention.py::MultiHeadDotProductAttention.
-    """
-    return np.where(np.logical_and.reduce(reasons), 0.0, MASKED)
-
-
-def first_key_open_bias(reasons: tuple[Bool[ndarray, "B Q L"], ...]) -> Float[ndarray, "B Q L"]:
-    """Return the least float32 for each reason against a key, and 0 for key 0 whatever the mask.
-
-    Spec: DIAL-02. Source: modeling_openmoe.py::OpenMoeAttention.forward@95e3378e.
-    """
-    least = np.finfo(np.float32).min
-    bias = np.zeros(reasons[0].shape, np.float32)
-    with np.errstate(over="ignore"):  # two reasons make -infinity
-        for reason in reasons:
-            bias += np.where(reason, np.float32(0), least)
-    bias[:, :, 0] = 0
-    return bias

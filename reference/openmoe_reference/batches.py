@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference.arguments import check_array, check_within
-from openmoe_reference.attention import check_segments
+from openmoe_reference.masks import check_segments
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.parameters import parameters as tree

@@ -54,6 +54,7 @@ def cross_entropy(
     per_token = -soft + penalty - least
     weight_sum = logits.dtype.type(targets.size)
     if weights is not None:
+        weights = weights.astype(logits.dtype)
         per_token, penalty = per_token * weights, penalty * weights
         weight_sum = weights.sum(dtype=logits.dtype)
     divisor = 1.0 if normalizing_factor is None else normalizing_factor
@@ -96,6 +97,7 @@ def all_ones_loss(
     Spec: DIAL-02. Source: modeling_openmoe.py::OpenMoeForCausalLM._calculate_loss@95e3378e.
     """
     sizes = check_targets(logits, targets, None)
+    check_finite("z_loss", z_loss, "LOSS-25")
     _, _, least = smoothing(label_smoothing, sizes["V"], logits.dtype)
     logits = logits[:, :-1]
     log_z = logsumexp(logits)
@@ -115,9 +117,15 @@ def normalizer(
     Spec: LOSS-19, LOSS-20. Source: losses.py::get_loss_normalizing_factor_and_weights.
     """
     check_choice("name", name, NORMALIZERS, "LOSS-25")
+    if not isinstance(batch, Mapping) or "decoder_target_tokens" not in batch:
+        raise RejectedError("batch", "LOSS-25", "must hold decoder_target_tokens")
+    sizes: dict[str, int] = {}
+    for feature in ("decoder_target_tokens", "decoder_segment_ids"):
+        if feature in batch:
+            check_array(f"batch[{feature!r}]", batch[feature], "B L", sizes, "LOSS-25", kind="i")
+    if "decoder_loss_weights" in batch:
+        check_weights(batch["decoder_loss_weights"], sizes)
     targets, weights = batch["decoder_target_tokens"], batch.get("decoder_loss_weights")
-    if weights is not None:
-        check_weights(weights, {"B": targets.shape[0], "L": targets.shape[1]})
     weights = (targets > 0 if weights is None else weights).astype(np.float32)
     if name == "NUM_TOTAL_TARGET_TOKENS":
         return np.float32(targets.size), weights
@@ -200,11 +208,11 @@ def check_targets(logits: ndarray, targets: ndarray, weights: ndarray | None) ->
     return sizes
 
 
-def check_weights(weights: ndarray, sizes: dict[str, int]) -> None:
+def check_weights(weights: object, sizes: dict[str, int]) -> None:
     """Refuse weights of other shapes or below 0. Spec: LOSS-25."""
-    kind = "i" if weights.dtype.kind in "iu" else "f"
-    check_array("weights", weights, "B L", sizes, "LOSS-25", kind=kind)
-    if weights.min() < 0:
+    whole = isinstance(weights, ndarray) and weights.dtype.kind in "iu"
+    array = check_array("weights", weights, "B L", sizes, "LOSS-25", kind="i" if whole else "f")
+    if array.min() < 0:
         raise RejectedError("weights", "LOSS-25", "must not be negative")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from openmoe_reference import attention, batches, model
+from openmoe_reference import batches, masks, model
 from openmoe_reference.arguments import check_array, check_integer, check_within
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -30,10 +30,11 @@ def prompt(batch: Mapping[str, ndarray]) -> tuple[Int[ndarray, "B L"], Int[ndarr
     Errors: RejectedError DEC-09 on a batch without causal attention.
     Spec: DEC-01. Source: models.py::DecoderOnlyModel.predict_batch_with_aux.
     """
+    sizes: dict[str, int] = {}
     for name in ("decoder_input_tokens", "decoder_causal_attention"):
         if name not in batch:
             raise RejectedError("batch", "DEC-09", f"must hold {name}")
-        check_array(f"batch[{name!r}]", batch[name], "B L", {}, "DEC-09", kind="i")
+        check_array(f"batch[{name!r}]", batch[name], "B L", sizes, "DEC-09", kind="i")
     inputs = batch["decoder_input_tokens"] * batch["decoder_causal_attention"]
     return inputs, (inputs[:, 1:] != 0).sum(axis=1).astype(np.int32)
 
@@ -102,7 +103,7 @@ def step(
     place = np.minimum(cache.index, length - 1)[:, None]  # [B, 1]
     seen = np.arange(length) <= cache.index[:, None, None]  # [B, 1, L]
     call = replace(call or model.Call(), training=False, positions=place, cache=cache)
-    bias = attention.finite_bias((seen,))
+    bias = masks.finite_bias((seen,))
     passed = model.run(parameters, tokens[:, None], bias, configuration, call=call, rules=rules)
     return Cache(passed.keys, passed.values, cache.index + 1), passed.result
 
@@ -116,6 +117,7 @@ def check_cache(cache: object, configuration: Configuration) -> int:
     check_array("cache.keys", cache.keys, "n B L H N", sizes, "DEC-09")
     check_array("cache.values", cache.values, "n B L H N", sizes, "DEC-09")
     check_array("cache.index", cache.index, "B", sizes, "DEC-09", kind="i")
+    check_within("cache.index", cache.index, "DEC-09", 0, np.inf)
     return sizes["L"]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from openmoe_reference import attention, grouping, layers, losses, moe, routing
+from openmoe_reference import attention, grouping, layers, losses, masks, moe, routing
 from openmoe_reference.model import Rules, parallel_block
 from openmoe_reference.moe import Steps
 from openmoe_spec.dialects import choices
@@ -28,8 +28,8 @@ STEPS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 
 RULES: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("token_mask", "none"): {"token_mask": layers.every_token},
-    ("attention_mask", "user"): {"visible": attention.visible_by_user},
-    ("masked_keys", "first_key_open"): {"bias": attention.first_key_open_bias},
+    ("attention_mask", "user"): {"visible": masks.visible_by_user},
+    ("masked_keys", "first_key_open"): {"bias": masks.first_key_open_bias},
     ("extra_mlp", "parallel"): {"sparse_block": parallel_block},
     ("feed_forward", "swiglu"): {"activations": ("swish", "linear")},
     ("logits", "activation"): {"logits_dtype": "activation"},

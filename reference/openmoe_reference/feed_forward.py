@@ -52,17 +52,13 @@ def feed_forward(
     Spec: MOE-02, MOE-03, MODEL-04. Source: dense.py::MlpBlock.
     """
     check_choice("dtype", dtype, tuple(DTYPES), "MOE-11")
-    for activation in activations:
-        check_choice("activation", activation, tuple(ACTIVATIONS), "MOE-11")
-    names = projections(activations)
-    check_names("kernels", kernels, (*names, "wo"), "MOE-11")
     check_feed_forward(inputs, kernels, activations)
     # Not the textbook's gate: `swiglu` needs a projection of width 2F, and its product with the
     # second projection makes the whole cubic.
     kind = DTYPES[dtype]
     factors = (
         ACTIVATIONS[activation](matmul(inputs, kernels[name], kind))  # [E, S, F]
-        for name, activation in zip(names, activations, strict=True)
+        for name, activation in zip(projections(activations), activations, strict=True)
     )
     hidden = reduce(operator.mul, factors)
     return matmul(hidden, kernels["wo"], kind)  # [E, S, F] -> [E, S, D]
@@ -76,7 +72,12 @@ def projections(activations: tuple[str, ...]) -> tuple[str, ...]:
 def check_feed_forward(
     inputs: ndarray, kernels: Mapping[str, ndarray], activations: tuple[str, ...]
 ) -> None:
-    """Refuse kernels whose shapes do not belong together. Spec: MOE-11."""
+    """Refuse unknown activations, and kernels that do not belong to them. Spec: MOE-11."""
+    if not isinstance(activations, tuple) or not activations:
+        raise RejectedError("activations", "MOE-11", f"must be a tuple, got {activations!r}")
+    for activation in activations:
+        check_choice("activation", activation, tuple(ACTIVATIONS), "MOE-11")
+    check_names("kernels", kernels, (*projections(activations), "wo"), "MOE-11")
     sizes: dict[str, int] = {}
     check_array("inputs", inputs, "E S D", sizes, "MOE-11")
     check_array("wo", kernels["wo"], "E F D", sizes, "MOE-11")

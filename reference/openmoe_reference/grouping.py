@@ -144,6 +144,8 @@ def groups_by_experts(
     num_expert_replicas: int = 1,
 ) -> tuple[tuple[int, int], int]:
     """Return the padded [B, L] and G that the training run derived. Spec: GROUP-01..GROUP-04."""
+    check_integer("num_experts", num_experts, "GROUP-09", least=1)
+    check_integer("num_expert_replicas", num_expert_replicas, "GROUP-09", least=1)
     padded = padded_shape(batch, length, multiple=num_experts * num_expert_replicas)
     groups = num_groups(
         padded[0] * padded[1],

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_array, check_choice
+from openmoe_reference.arguments import check_array, check_choice, rows_of
 from openmoe_reference.dtypes import DTYPES, matmul
 
 EPSILON = 1e-6
@@ -44,9 +44,9 @@ def rms_norm(
     Spec: LAYER-03, LAYER-04. Source: layer_norm.py::T5LayerNorm.
     """
     check_choice("dtype", dtype, tuple(DTYPES), "LAYER-08")
-    rows = "".join(f"row{i} " for i in range(inputs.ndim - 1))
-    check_array("inputs", inputs, f"{rows}D", {}, "LAYER-08")
-    check_array("scale", scale, "D", {"D": inputs.shape[-1]}, "LAYER-08")
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, f"{rows_of(inputs)}D", sizes, "LAYER-08")
+    check_array("scale", scale, "D", sizes, "LAYER-08")
     kind = DTYPES[dtype]
     wide: type[np.floating] = np.float64 if dtype == "float64" else np.float32
     x: ndarray = inputs.astype(wide)

@@ -51,8 +51,11 @@ def balance_loss_of_batch(
 
     Errors: as `balance_loss`. Spec: DIAL-03. Source: arXiv 2402.01739, equations 5 and 6.
     """
-    check_array("probabilities", probabilities, "G T E", {}, "LOSS-13")
-    check_array("expert_index", expert_index, "G T K", {}, "LOSS-13", kind="i")
+    sizes: dict[str, int] = {}
+    check_array("probabilities", probabilities, "G T E", sizes, "LOSS-13")
+    check_array("expert_index", expert_index, "G T K", sizes, "LOSS-13", kind="i")
+    if padding_mask is not None:
+        check_array("padding_mask", padding_mask, "G T", sizes, "LOSS-13", kind="b")
     return balance_loss(
         probabilities.reshape(1, -1, probabilities.shape[-1]),
         expert_index.reshape(1, -1, expert_index.shape[-1]),

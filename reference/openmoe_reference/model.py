@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from openmoe_reference import attention, feed_forward, layers, moe
+from openmoe_reference import attention, feed_forward, layers, masks, moe
 from openmoe_reference.batches import check_batch, check_parameters
 from openmoe_spec.config import Configuration
 from openmoe_spec.parameters import sparse_layers
@@ -66,8 +66,8 @@ class Rules:
     embed: Callable[..., ndarray] = layers.embed
     norm: Callable[..., ndarray] = layers.rms_norm
     token_mask: Callable[[ndarray], ndarray] = layers.token_mask
-    visible: Callable[..., tuple[ndarray, ...]] = attention.visible_by_targets
-    bias: Callable[..., ndarray] = attention.finite_bias
+    visible: Callable[..., tuple[ndarray, ...]] = masks.visible_by_targets
+    bias: Callable[..., ndarray] = masks.finite_bias
     attention: Callable[..., tuple[ndarray, ndarray, ndarray]] = attention.attention
     feed_forward: Callable[..., ndarray] = feed_forward.feed_forward
     activations: tuple[str, ...] = ("swiglu", "linear")

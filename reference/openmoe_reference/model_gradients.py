@@ -19,6 +19,7 @@ from openmoe_reference import (
     gradients,
     grouping,
     layers,
+    masks,
     model,
     part_gradients,
     routing,
@@ -59,10 +60,10 @@ def model_gradients(
         label_smoothing=configuration.label_smoothing,
     )
     ids = batch["decoder_input_tokens"]
-    reasons = attention.visible_by_targets(
+    reasons = masks.visible_by_targets(
         batch, bidirectional=configuration.inputs_bidirectional_attention
     )
-    bias = attention.finite_bias(reasons)
+    bias = masks.finite_bias(reasons)
     back = _Back(wide, passed, layers.token_mask(ids)[..., None], bias, configuration, call)
     d_x = back.head(d_logits)
     for i in reversed(range(configuration.num_layers)):

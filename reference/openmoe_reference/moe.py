@@ -64,6 +64,9 @@ def combine_rounded(
 
     Spec: DIAL-02. Source: colossalai layers.py::SparseMLP.forward@95e3378e.
     """
+    sizes: dict[str, int] = {}
+    check_array("expert_outputs", expert_outputs, "G E C D", sizes, "MOE-11")
+    check_array("weight", weight, "G E C", sizes, "MOE-11")
     rounded = weight.astype(expert_outputs.dtype).astype(weight.dtype)
     return combine(expert_outputs, token, rounded, tokens=tokens).astype(expert_outputs.dtype)
 
@@ -75,6 +78,9 @@ def router_logits_of_rounded(
 
     Spec: DIAL-02. Source: colossalai layers.py::SparseMLP.forward@95e3378e.
     """
+    sizes: dict[str, int] = {}
+    check_array("inputs", inputs, "G T D", sizes, "ROUTE-20")
+    check_array("kernel", kernel, "D E", sizes, "ROUTE-20")
     return routing.router_logits(inputs, kernel.astype(inputs.dtype), **options)
 
 

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_array, check_integer, check_positive
+from openmoe_reference.arguments import (
+    check_array,
+    check_integer,
+    check_names,
+    check_positive,
+    rows_of,
+)
 from openmoe_spec.errors import RejectedError
 
 WARMUP = 10_000
@@ -111,10 +117,15 @@ def update(
     Errors: RejectedError OPT-12 on shapes, values that are not finite, a step below 0.
     Spec: OPT-05..OPT-09. Source: adafactor.py::Adafactor.apply_param_gradient.
     """
-    shape = "".join(f"axis{i} " for i in range(parameter.ndim))
-    sizes: dict[str, int] = {}
+    shape, sizes = f"{rows_of(parameter)}last", dict[str, int]()
     check_array("parameter", parameter, shape, sizes, "OPT-12")
     check_array("gradient", gradient, shape, sizes, "OPT-12")
+    check_names("state", state, SLOTS, "OPT-12")
+    for name, slot in initial_state(parameter.shape, how).items():
+        letters = dict(zip("IJK", slot.shape, strict=False))
+        check_array(
+            f"state[{name!r}]", state[name], "I J K"[: 2 * slot.ndim - 1], letters, "OPT-12"
+        )
     step = check_integer("step", step, "OPT-12", least=0)
     check_positive("rate", rate, "OPT-12")
     one = np.float32(1)
@@ -153,6 +164,9 @@ def scaled_gradients(
     Spec: OPT-10. Source: contrib/moe/trainer.py::MoeTrainer, scale_sharded_grads.
     """
     factor = check_integer("num_expert_partitions", num_expert_partitions, "OPT-12", least=1)
+    check_names("gradients", gradients, tuple(gradients or ()), "OPT-12")
+    for name, value in gradients.items():
+        check_array(f"gradients[{name!r}]", value, f"{rows_of(value)}last", {}, "OPT-12")
     return {
         name: value * np.float32(factor) if EXPERT.fullmatch(name) else value
         for name, value in gradients.items()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import attention, cross_entropy
-from openmoe_reference.arguments import check_array, check_finite
+from openmoe_reference.arguments import check_array, check_finite, check_integer
 from openmoe_reference.feed_forward import check_feed_forward, projections
 from openmoe_reference.layers import EPSILON
 
@@ -22,8 +22,10 @@ def embedding_gradient(ids: ndarray, cotangent: ndarray, *, vocabulary_size: int
 
     Spec: LAYER-09. Source: embedding.py::Embed, differentiated.
     """
-    check_array("ids", ids, "B L", {}, "LAYER-08", kind="i")
-    check_array("cotangent", cotangent, "B L D", {}, "LAYER-08")
+    sizes: dict[str, int] = {}
+    check_array("ids", ids, "B L", sizes, "LAYER-08", kind="i")
+    check_array("cotangent", cotangent, "B L D", sizes, "LAYER-08")
+    check_integer("vocabulary_size", vocabulary_size, "LAYER-08", least=1)
     gradient = np.zeros((vocabulary_size, cotangent.shape[-1]))
     known = (ids >= 0) & (ids < vocabulary_size)  # an unknown id has zeros, so no gradient
     np.add.at(gradient, ids[known], cotangent[known].astype(np.float64))
@@ -68,7 +70,8 @@ def feed_forward_gradients(
     Spec: MODEL-08. Source: dense.py::MlpBlock, differentiated.
     """
     check_feed_forward(inputs, kernels, activations)
-    check_array("cotangent", cotangent, "E S D", {}, "MOE-11")
+    sizes = dict(zip("ESD", inputs.shape, strict=True))
+    check_array("cotangent", cotangent, "E S D", sizes, "MOE-11")
     x, names = inputs.astype(np.float64), projections(activations)
     ups = [np.einsum("esd,edf->esf", x, kernels[name].astype(np.float64)) for name in names]
     pairs = [SLOPES[one](up) for one, up in zip(activations, ups, strict=True)]
@@ -134,9 +137,11 @@ def attention_gradients(
 
     Spec: ATTN-13. Source: dense_attention.py::MultiHeadDotProductAttention, differentiated.
     """
-    sizes: dict[str, int] = {}
-    check_array("inputs", inputs, "B L D", sizes, "ATTN-12")
-    check_array("cotangent", cotangent, "B L D", sizes, "ATTN-12")
+    sizes = attention.check_attention(inputs, kernels, num_heads)
+    check_array("cotangent", cotangent, "B Q D", sizes, "ATTN-12")
+    if bias is not None:
+        length = {"L": sizes["Q"]}
+        check_array("bias", bias, "B Q L", sizes | length, "ATTN-12")
     x, g = inputs.astype(np.float64), cotangent.astype(np.float64)
     w = {name: kernels[name].astype(np.float64) for name in attention.KERNELS}
     head_dim = w["query"].shape[1] // num_heads

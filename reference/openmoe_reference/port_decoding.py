@@ -15,7 +15,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from openmoe_reference import batches, dialects, model
-from openmoe_reference.arguments import check_array, check_choice, check_integer
+from openmoe_reference.arguments import (
+    check_array,
+    check_choice,
+    check_integer,
+    check_within,
+)
+from openmoe_reference.decoding import check_cache
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Cache, ForwardResult
@@ -52,7 +58,15 @@ def cached_call(
     """
     rules = dialects.rules("torch_port") if rules is None else rules
     check_choice("decode_position", decode_position, POSITIONS, "DEC-09")
-    check_array("tokens", tokens, "B Q", {}, "DEC-09", kind="i")
+    batches.check_parameters(
+        parameters, configuration, doubled_gate=rules.activations[0] == "swiglu"
+    )
+    check_cache(cache, configuration)
+    sizes = {"B": len(cache.index)}
+    check_array("tokens", tokens, "B Q", sizes, "DEC-09", kind="i")
+    check_within("tokens", tokens, "DEC-09", 0, configuration.vocabulary_size - 1)
+    if position_ids is not None:
+        check_array("position_ids", position_ids, "B Q", sizes, "DEC-09", kind="i")
     rows, count = tokens.shape
     past = int(cache.index[0])
     length = past + count
@@ -64,7 +78,8 @@ def cached_call(
     causal = np.broadcast_to(place[:, None] >= np.arange(length), (rows, count, length))
     reasons: tuple[ndarray, ...] = (causal,)
     if attention_mask is not None:
-        check_array("attention_mask", attention_mask, "B L", {"L": length}, "DEC-09", kind="i")
+        sizes["L"] = length
+        check_array("attention_mask", attention_mask, "B L", sizes, "DEC-09", kind="i")
         reasons = causal, np.broadcast_to(attention_mask[:, None, :] > 0, causal.shape)
     filled = Cache(cache.keys[:, :, :length], cache.values[:, :, :length], cache.index)
     positions = _positions(place, rows, position_ids, decode_position, length)
@@ -168,6 +183,11 @@ def greedy(
     Spec: DIAL-02. Source: transformers 4.36.2 GenerationMixin over modeling_openmoe.py.
     """
     new_tokens = check_integer("new_tokens", new_tokens, "DEC-09", least=1)
+    sizes: dict[str, int] = {}
+    check_array("ids", ids, "B L", sizes, "DEC-09", kind="i")
+    check_within("ids", ids, "DEC-09", 0, configuration.vocabulary_size - 1)
+    if attention_mask is not None:
+        check_array("attention_mask", attention_mask, "B L", sizes, "DEC-09", kind="i")
     if attention_mask is None:
         hides = (ids == padding).any() and padding != end
         attention_mask = (ids != padding if hides else np.ones(ids.shape, bool)).astype(np.int32)

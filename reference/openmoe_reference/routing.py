@@ -131,6 +131,10 @@ def decide_one_by_logits(
     The two differ where probabilities saturate; gates are probabilities either way.
     Errors: as `decide`. Spec: DIAL-02. Source: colossalai routers.py::Top1Router@95e3378e.
     """
+    _check_decidable(probabilities, k, capacity, padding_mask)
+    check_array(
+        "logits", logits, "G T E", dict(zip("GTE", probabilities.shape, strict=True)), "ROUTE-20"
+    )
     ranked = decide(
         probabilities if k > 1 else _as_ranks(logits),
         k=k,
@@ -150,7 +154,6 @@ def decide_one_by_logits(
 
 def _as_ranks(logits: Float[ndarray, "G T E"]) -> Float32[ndarray, "G T E"]:
     """Return how many logits of the token are smaller: the same order, and equals stay equal."""
-    check_array("logits", logits, "G T E", {}, "ROUTE-20")
     return (logits[..., None] > logits[..., None, :]).sum(axis=-1).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ from rejections import (
     rows_of_values,
 )
 
-from openmoe_reference import attention
+from openmoe_reference import masks
 
 B, L, D, V, F, H, N = 2, 3, 5, 7, 2, 2, 4
 
@@ -33,7 +33,7 @@ IDS = np.array([[0, 3, 4], [0, 5, 0]], np.int32)
 TARGETS = np.array([[3, 4, 1], [5, 0, 0]], np.int32)
 SEGMENTS = np.array([[1, 1, 2], [1, 0, 0]], np.int32)
 SEEN = np.tril(np.ones((B, L, L), bool))
-BIAS = attention.finite_bias((SEEN,))
+BIAS = masks.finite_bias((SEEN,))
 KERNELS = {name: normal(D, H * N) for name in ("query", "key", "value")} | {"out": normal(H * N, D)}
 FEED_FORWARD = {"wi_0": normal(1, D, 2 * F), "wi_1": normal(1, D, F), "wo": normal(1, F, D)}
 ACTIVATIONS = ("swiglu", "linear")
@@ -51,12 +51,12 @@ LEGAL.update(
             "mask": IDS > 0,
             "dtype": "float32",
         },
-        "attention.decoder_mask": {
+        "masks.decoder_mask": {
             "target_ids": TARGETS,
             "segment_ids": SEGMENTS,
             "causal_attention": IDS,
         },
-        "attention.check_segments": {"segment_ids": SEGMENTS, "sizes": {"B": B, "L": L}},
+        "masks.check_segments": {"segment_ids": SEGMENTS, "sizes": {"B": B, "L": L}},
         "attention.rotary_tables": {"positions": np.arange(L), "head_dim": N},
         "attention.rotate": {"heads": HEADS, "positions": np.arange(L)},
         "attention.attention": {
@@ -70,6 +70,11 @@ LEGAL.update(
             "scale": "one",
             "softmax_dtype": "activation",
         },
+        "attention.check_attention": {
+            "inputs": normal(B, L, D),
+            "kernels": KERNELS,
+            "num_heads": H,
+        },
         "attention.attend": {
             "queries": HEADS,
             "keys": HEADS,
@@ -78,7 +83,7 @@ LEGAL.update(
             "scale": "one",
             "softmax_dtype": "activation",
         },
-        "attention.visible_by_targets": {
+        "masks.visible_by_targets": {
             "batch": {
                 "decoder_target_tokens": TARGETS,
                 "decoder_segment_ids": SEGMENTS,
@@ -86,12 +91,12 @@ LEGAL.update(
             },
             "bidirectional": True,
         },
-        "attention.visible_by_user": {
+        "masks.visible_by_user": {
             "batch": {"decoder_input_tokens": IDS, "attention_mask": IDS},
             "bidirectional": False,
         },
-        "attention.finite_bias": {"reasons": (SEEN,)},
-        "attention.first_key_open_bias": {"reasons": (SEEN,)},
+        "masks.finite_bias": {"reasons": (SEEN,)},
+        "masks.first_key_open_bias": {"reasons": (SEEN,)},
         "dtypes.matmul": {"x": normal(L, D), "w": normal(D, F), "kind": np.float32},
         "feed_forward.feed_forward": {
             "inputs": normal(1, L, D),
@@ -152,16 +157,16 @@ def layer_rows() -> Iterator[Row]:
 def attention_rows() -> Iterator[Row]:
     """Yield the illegal calls of attention and its parts."""
     clause = ("ATTN-12",)
-    function = "attention.decoder_mask"
+    function = "masks.decoder_mask"
     arrays = tuple(LEGAL[function])
     yield from rows_of_arrays(function, arrays, clause)
     yield from rows_of_sizes(function, dict.fromkeys(arrays, (0, 1)), clause)
-    yield from rows_of_arrays("attention.check_segments", ("segment_ids",), clause)
-    yield from rows_of_sizes("attention.check_segments", {"segment_ids": (0, 1)}, clause)
-    for function in ("attention.decoder_mask", "attention.check_segments"):
+    yield from rows_of_arrays("masks.check_segments", ("segment_ids",), clause)
+    yield from rows_of_sizes("masks.check_segments", {"segment_ids": (0, 1)}, clause)
+    for function in ("masks.decoder_mask", "masks.check_segments"):
         mixed = {"segments that interleave": np.array([[1, 2, 1], [1, 0, 0]], np.int32)}
         yield from rows_of_values(function, "segment_ids", mixed, *clause)
-    function = "attention.visible_by_targets"
+    function = "masks.visible_by_targets"
     yield from rows_of_values(
         function, "batch", {"no targets": {"decoder_input_tokens": IDS}}, *clause
     )
@@ -179,10 +184,10 @@ def attention_rows() -> Iterator[Row]:
     yield Row("attention.rotate", "an odd width", odd_heads, ("heads", "head_dim"), clause)
 
     counts = NOT_COUNTS | {"no divisor": 3}
-    function = "attention.attention"
-    yield from rows_of_arrays(function, ("inputs",), clause)
-    yield from rows_of_mapping(function, "kernels", clause, names=("inputs", "num_heads"))
-    yield from rows_of_values(function, "num_heads", counts, *clause)
+    for function in ("attention.check_attention", "attention.attention"):
+        yield from rows_of_arrays(function, ("inputs",), clause)
+        yield from rows_of_mapping(function, "kernels", clause, names=("inputs", "num_heads"))
+        yield from rows_of_values(function, "num_heads", counts, *clause)
     odd_width = {"num_heads": 8}
     yield Row(function, "an odd width", odd_width, ("num_heads", "head_dim"), clause)
     for row in rows_of_sizes(function, {"bias": (0, 1, 2), "inputs": (0, 2)}, clause):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import ml_dtypes
@@ -48,7 +49,7 @@ CONFIGURATION = Configuration(
     max_length=4,
 )
 V = CONFIGURATION.vocabulary_size
-PARAMETERS = model_cases.weights(model_cases.asdict(CONFIGURATION), 0)
+PARAMETERS = model_cases.weights(asdict(CONFIGURATION), 0)
 WEIGHED = np.array([[0, 1, 1], [1, 0, 0]], np.int32)
 BATCH = {
     "decoder_input_tokens": IDS,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmoe_conformance import model_cases
-from openmoe_reference import attention, cross_entropy, dialects, model, moe
+from openmoe_reference import cross_entropy, dialects, masks, model, moe
 from openmoe_spec.config import PUBLISHED, Configuration
 from openmoe_spec.dialects import DIALECTS, POINTS, T5X, choices, configuration
 from openmoe_spec.errors import RejectedError
@@ -216,4 +216,4 @@ def test_key_0_is_visible_under_any_mask_of_the_port():
     bias = dialects.rules("torch_port").bias((mask, mask))
     assert bias[0, :, 0].tolist() == [0] * 3
     assert (bias[0, :, 1:] == -np.inf).all()  # two reasons, each the least float32
-    assert (dialects.rules("t5x").bias((mask, mask)) == attention.MASKED).all()
+    assert (dialects.rules("t5x").bias((mask, mask)) == masks.MASKED).all()

@@ -6,6 +6,7 @@ A test is named after its point and runs the rules that an option exchanges.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import ml_dtypes
@@ -209,7 +210,7 @@ SMALLEST = {
 
 def constant_model(logit: float, **changes: Any) -> tuple[dict[str, Any], dict[str, ndarray]]:
     """Return a model whose every logit is the same: the norm of its stream is 1."""
-    fields = model_cases.asdict(Configuration(**SMALLEST | changes))
+    fields = asdict(Configuration(**SMALLEST | changes))
     tensors = {n: np.zeros_like(v) for n, v in model_cases.weights(fields, 0).items()}
     tensors["token_embedder/embedding"][:] = 2
     tensors["decoder/decoder_norm/scale"][:] = 1

@@ -24,6 +24,7 @@ from openmoe_reference import (
     cross_entropy,
     feed_forward,
     layers,
+    masks,
     model,
     model_gradients,
     part_gradients,
@@ -173,7 +174,7 @@ def test_the_gradients_of_attention_are_its_slopes(seed, sizes, mask):
     tensors = {"inputs": normal(generator, 2, 5, 4)}
     tensors |= {name: normal(generator, 4, n * head_dim) / 2 for name, n in columns.items()}
     tensors["out"] = normal(generator, heads * head_dim, 4)
-    bias = np.zeros((2, 5, 5)) if mask is None else attention.finite_bias((mask,))
+    bias = np.zeros((2, 5, 5)) if mask is None else masks.finite_bias((mask,))
     cotangent = normal(generator, 2, 5, 4)
     sloped = SlopedAttention()
 

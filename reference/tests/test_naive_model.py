@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from numpy import ndarray
 
 from openmoe_conformance import model_cases
-from openmoe_reference import attention, feed_forward, layers, model
+from openmoe_reference import attention, feed_forward, layers, masks, model
 from openmoe_spec import layouts, parameters
 from openmoe_spec.config import PUBLISHED, Configuration
 
@@ -196,7 +196,7 @@ def test_who_sees_whom_is_the_naive_answer(case):
         )
         for b, row in enumerate(case["target_ids"])
     ]
-    np.testing.assert_array_equal(attention.decoder_mask(**case), wanted)
+    np.testing.assert_array_equal(masks.decoder_mask(**case), wanted)
 
 
 @sometimes
@@ -264,7 +264,7 @@ def test_attention_is_the_naive_one_rows_without_a_visible_key_included(case, dt
         )
         for b in range(len(inputs))
     ]
-    bias = attention.finite_bias((mask,))
+    bias = masks.finite_bias((mask,))
     got, keys, values = attention.attention(**case, bias=bias, dtype=dtype)
     assert got.dtype == keys.dtype == values.dtype == dtype
     bound = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 5e-2}[dtype]

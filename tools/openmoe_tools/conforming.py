@@ -35,7 +35,7 @@ from openmoe_conformance.outcome import Outcome, Result, Source, UsageError, exi
 from openmoe_conformance.profile import PROFILES, Profile
 from openmoe_conformance.subject import Subject
 from openmoe_spec import clauses
-from openmoe_tools import files, identifying
+from openmoe_tools import files, identifying, terminal
 from openmoe_tools.data import tokenizer
 from openmoe_tools.data.corpus import CorpusError
 
@@ -76,7 +76,7 @@ def conform(request: Request) -> int:
     files.folder(request.failures)
     name = ALIASES.get(request.implementation, request.implementation)
     subject = Subject(_load(request.implementation, name))
-    console = _console()
+    console = terminal.console()
     console.print(
         f"openmoe conform: {subject.name} {subject.version}, profile {profile.name}, "
         f"seed {request.seed}",
@@ -134,7 +134,7 @@ def mutants(request: Request) -> int:
     """Run every mutant, print the kill matrix; 1 when one survives. Errors: UsageError."""
     profile = _profile(request.profile)
     files.writable(request.json)
-    console = _console()
+    console = terminal.console()
     console.print(f"openmoe conform --mutants: profile {profile.name}", highlight=False)
     with _progress(console, "mutants") as step:
         rows = kill_matrix.run(
@@ -152,7 +152,7 @@ def identify(request: Request) -> int:
     """Print choices and dialect: 0 one dialect, 1 a mixture, 2 undecided. Errors: UsageError."""
     name = ALIASES.get(request.implementation, request.implementation)
     subject = Subject(_load(request.implementation, name))
-    return identifying.run(subject, _console(), request.json)
+    return identifying.run(subject, terminal.console(), request.json)
 
 
 def replay(file: Path, implementation: str, json: Path | None) -> int:
@@ -173,18 +173,12 @@ def replay(file: Path, implementation: str, json: Path | None) -> int:
         seconds=result.seconds,
     )
     _, case = running.load_case(file)
-    console = _console()
+    console = terminal.console()
     for key, value in case.items():
         console.print(f"{key} = {value}", highlight=False, markup=False)
     report_terminal.render(made, console)
     files.write(json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
     return exit_code([result], 1)
-
-
-def _console() -> Console:
-    """Return the terminal, or a wide page where the output is a file or a pipe."""
-    found = Console()
-    return found if found.is_terminal else Console(width=140)
 
 
 def _profile(name: str) -> Profile:

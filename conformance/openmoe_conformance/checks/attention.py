@@ -16,7 +16,7 @@ from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.profile import Profile
 from openmoe_conformance.strategies import normal
 from openmoe_conformance.subject import Subject
-from openmoe_reference import attention, part_gradients
+from openmoe_reference import attention, masks, part_gradients
 
 ATTENTION_BOUND = {"relative": 1e-5, "absolute": 1e-6}  # ATTN-11
 GRADIENT_BOUND = {"relative": 1e-5, "of_largest": 1e-5}  # ATTN-13
@@ -175,7 +175,7 @@ def _attentions(draw: st.DrawFn) -> Case:
         "key": root * normal(seed + 2, width, inner),
         "value": root * normal(seed + 3, width, inner),
         "out": root * normal(seed + 4, inner, width) / 2,
-        "mask": attention.decoder_mask(targets),
+        "mask": masks.decoder_mask(targets),
         "cotangent": normal(seed + 5, rows, length, width),
         "num_heads": heads,
     }
@@ -192,7 +192,7 @@ def heads_are_rotated_and_mixed(subject: Subject, case: Case, evidence: Evidence
         wanted, _, _ = attention.attention(
             case["inputs"],
             _kernels(case),
-            None if mask is None else attention.finite_bias((mask,)),
+            None if mask is None else masks.finite_bias((mask,)),
             num_heads=case["num_heads"],
             dtype="float64",
         )
@@ -211,7 +211,7 @@ def attention_is_differentiated(subject: Subject, case: Case, evidence: Evidence
     wanted = part_gradients.attention_gradients(
         case["inputs"],
         _kernels(case),
-        attention.finite_bias((case["mask"],)),
+        masks.finite_bias((case["mask"],)),
         case["cotangent"],
         num_heads=case["num_heads"],
     )

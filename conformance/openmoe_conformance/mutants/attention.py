@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.mutants.exchanging import Attention, Exchanged, composed
-from openmoe_reference import attention
+from openmoe_reference import attention, masks
 
 # ---- logits and bias ---------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ def _mix_replaced(
 ) -> ndarray:
     logits = np.einsum("bqhn,blhn->bhql", queries, keys)
     if bias is not None:
-        logits = np.where(bias[:, None] < 0, np.float32(attention.MASKED), logits)
+        logits = np.where(bias[:, None] < 0, np.float32(masks.MASKED), logits)
     return np.einsum("bhql,blhn->bqhn", _softmax(logits, axis=-1), values)
 
 
@@ -91,7 +91,7 @@ def _past_bias(reasons: tuple[ndarray, ...]) -> ndarray:
     seen = np.logical_and.reduce(reasons)
     past = np.tri(seen.shape[1], seen.shape[2]) > 0
     blind = ~seen.any(axis=-1, keepdims=True)
-    return np.where(seen, 0.0, np.where(blind & past, attention.MASKED, 2 * attention.MASKED))
+    return np.where(seen, 0.0, np.where(blind & past, masks.MASKED, 2 * masks.MASKED))
 
 
 @mutant("ATTN-09")

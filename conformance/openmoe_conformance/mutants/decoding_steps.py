@@ -12,7 +12,7 @@ from numpy import ndarray
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.mutants.decoding import STEP, Exchanged, Experts
 from openmoe_conformance.reference_adapter import ReferenceAdapter
-from openmoe_reference import attention, decoding, grouping, model, moe
+from openmoe_reference import decoding, grouping, masks, model, moe
 from openmoe_spec.records import Cache, LayerResult
 
 Tree = Mapping[str, ndarray]
@@ -61,7 +61,7 @@ class OwnSlotIsHidden(_Attending):
 
     def attended(self, bias: ndarray, options: dict[str, Any]) -> tuple[ndarray, dict[str, Any]]:
         own = _slots(bias) == options["cache"][2][:, None, None]
-        return np.where(own, attention.MASKED, bias), options
+        return np.where(own, masks.MASKED, bias), options
 
 
 @mutant("DEC-04")
@@ -78,7 +78,7 @@ class StartTokenIsPadding(_Attending):
 
     def attended(self, bias: ndarray, options: dict[str, Any]) -> tuple[ndarray, dict[str, Any]]:
         hidden = (_slots(bias) == 0) & (options["cache"][2][:, None, None] > 0)
-        return np.where(hidden, attention.MASKED, bias), options
+        return np.where(hidden, masks.MASKED, bias), options
 
 
 @mutant("DEC-04")

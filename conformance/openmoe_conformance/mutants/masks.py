@@ -14,7 +14,7 @@ from openmoe_conformance.mutants import mutant
 from openmoe_conformance.mutants.exchanging import Exchanged, composed
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_conformance.reference_model_adapter import Dialect, Tree
-from openmoe_reference import attention, model
+from openmoe_reference import attention, masks, model
 from openmoe_spec.records import ForwardResult
 
 Visible = Callable[..., tuple[ndarray, ...]]
@@ -24,7 +24,7 @@ def _of_batch(change: Callable[[dict[str, ndarray]], dict[str, ndarray]]) -> Vis
     """Return the right rule for another batch."""
 
     def visible(batch: Mapping[str, ndarray], **options: Any) -> tuple[ndarray, ...]:
-        return attention.visible_by_targets(change(dict(batch)), **options)
+        return masks.visible_by_targets(change(dict(batch)), **options)
 
     return visible
 
@@ -35,7 +35,7 @@ def _of_mask(change: Callable[[ndarray, Mapping[str, ndarray], bool], ndarray]) 
     def visible(
         batch: Mapping[str, ndarray], *, bidirectional: bool = False
     ) -> tuple[ndarray, ...]:
-        (mask,) = attention.visible_by_targets(batch, bidirectional=bidirectional)
+        (mask,) = masks.visible_by_targets(batch, bidirectional=bidirectional)
         return (change(mask, batch, bidirectional),)
 
     return visible
@@ -115,7 +115,7 @@ class LowerSegmentsAreSeen(Exchanged, visible=_of_mask(_lower_segments)):
 def _opened(mask: ndarray, batch: Mapping[str, ndarray], _: bool) -> ndarray:
     if "decoder_causal_attention" not in batch:
         return mask
-    return attention.visible_by_targets(batch, bidirectional=True)[0]
+    return masks.visible_by_targets(batch, bidirectional=True)[0]
 
 
 @mutant("ATTN-03")
@@ -125,7 +125,7 @@ class PrefixesOpenUnasked(Exchanged, visible=_of_mask(_opened)):
 
 @mutant("ATTN-03")
 class PrefixesNeverOpen(
-    Exchanged, visible=lambda batch, **_: attention.visible_by_targets(batch, bidirectional=False)
+    Exchanged, visible=lambda batch, **_: masks.visible_by_targets(batch, bidirectional=False)
 ):
     """inputs_bidirectional_attention is not looked at."""
 

@@ -10,7 +10,7 @@ from numpy import ndarray
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_conformance.reference_model_adapter import Tree
-from openmoe_reference import attention, layers
+from openmoe_reference import attention, layers, masks
 
 Gradients = dict[str, ndarray]
 
@@ -113,7 +113,7 @@ def _query_gradient(
     q, k = (attention.rotate(heads[name], places) for name in ("query", "key"))
     logits = np.einsum("bqhn,blhn->bhql", q, k)
     if mask is not None:
-        logits = logits + 2.0**29 * attention.finite_bias((mask,))[:, None]
+        logits = logits + 2.0**29 * masks.finite_bias((mask,))[:, None]
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     d_p = np.einsum("bqhn,blhn->bhql", heads["cotangent"], heads["value"])
