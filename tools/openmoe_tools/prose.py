@@ -119,14 +119,20 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 def _value(node: ast.expr) -> Any:
     match node:
-        case ast.Constant(value=int() | float() | str() as number):
+        case ast.Constant(value=int() | float() as number):
             return number
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
             return _OPERATORS[type(operator)](_value(left), _value(right))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand)
         case ast.Call(func=ast.Name(id=name), args=arguments) if name in FUNCTIONS:
-            return FUNCTIONS[name](*map(_value, arguments))
+            words = (ast.literal_eval(one) if _is_word(one) else _value(one) for one in arguments)
+            return FUNCTIONS[name](*words)
         case ast.Subscript(value=value, slice=index):
             return _value(value)[_value(index)]
     raise ValueError(f"no arithmetic: {ast.unparse(node)}")
+
+
+def _is_word(node: ast.expr) -> bool:
+    """Return whether an argument is the name of a configuration."""
+    return isinstance(node, ast.Constant) and node.value in PUBLISHED

@@ -34,7 +34,8 @@ def test_the_prose_is_right():
         ("`capacity(36, 8, 1.0)`", "`capacity(36, 8)`", "cannot be computed"),
         ("(ROUTE-22)", "(ROUTE-88)", "cites ROUTE-88"),
         ("| mlp_dim | 2048 |", "| mlp_dim | 3072 |", "base.mlp_dim is 2048, not 3072"),
-        ("| jitter_noise | 0.0 | 0.0 | 0.0 |\n", "", "has 17 fields"),
+        ("| jitter_noise | 0.0 | 0.0 | 0.0 |\n", "", "has 23 fields"),
+        ("| `softmax` | In which dtype", "| `softmax` | Where", "the row of point softmax"),
     ],
 )
 def test_a_wrong_number_or_citation_is_noticed(right, wrong, complaint):
