@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from openmoe_conformance.adapter import UnsupportedError, call, describe
 from openmoe_conformance.dialect_adapter import DialectAdapter
-from openmoe_conformance.probes import PROBES, Known, Probe
+from openmoe_conformance.probes import Known, Probe, all_probes
 from openmoe_spec import dialects
 from openmoe_spec.config import PUBLISHED
 from openmoe_spec.dialects import DIALECTS, POINTS, T5X
@@ -96,7 +96,7 @@ def identify(adapter: Any) -> Identity:
     found: dict[str, list[Finding]] = {point: [] for point in POINTS}
     raised: list[Finding] = []
     known: dict[str, str] = {}
-    for probe in PROBES:
+    for probe in all_probes():
         finding = _put(probe, adapter, {**T5X, **known})
         if finding is None:
             continue

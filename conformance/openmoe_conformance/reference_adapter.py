@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from openmoe_conformance.reference_model_adapter import Dialect, ReferenceModelAdapter
+from openmoe_conformance.reference_model_adapter import Dialect
+from openmoe_conformance.reference_training_adapter import ReferenceTrainingAdapter
 from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
 from openmoe_reference.dialects import steps as layer_steps
 from openmoe_spec import SPEC_VERSION, config, dialects
@@ -21,7 +22,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
-class ReferenceAdapter(ReferenceModelAdapter):
+class ReferenceAdapter(ReferenceTrainingAdapter):
     """The NumPy reference behind the adapter's functions."""
 
     name = "openmoe_reference"

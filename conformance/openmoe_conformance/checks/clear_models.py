@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from openmoe_conformance.checks import Case
 from openmoe_conformance.profile import Profile
-from openmoe_conformance.reference_model_adapter import ReferenceModelAdapter
+from openmoe_conformance.reference_training_adapter import ReferenceTrainingAdapter
 from openmoe_reference import model
 from openmoe_spec.records import LayerResult
 
@@ -24,7 +24,7 @@ CLEAR = 1e-3
 """Gap in logits that counts as clear; a float32 model's logits err by less than 3e-5."""
 
 
-class Oracle(ReferenceModelAdapter):
+class Oracle(ReferenceTrainingAdapter):
     """The reference, which notes the least gap that a choice of an expert or a token hung on."""
 
     def __init__(self) -> None:
