@@ -33,10 +33,14 @@ class DialectAdapter(ReferenceAdapter):
         return self.steps.capacity(tokens_per_group, k=k, **options)
 
     def num_groups(self, num_tokens: int, **options: int) -> int:
+        if self.choice("groups") == "by_experts":
+            return super().num_groups(num_tokens, **options)
         options.setdefault("num_expert_replicas", 1)
         return self.steps.groups(1, num_tokens, **options)[1]
 
     def padded_shape(self, batch: int, length: int, *, multiple: int) -> tuple[int, int]:
+        if self.choice("groups") == "by_experts":
+            return super().padded_shape(batch, length, multiple=multiple)
         return self.steps.groups(batch, length, max_group_size=1, num_experts=multiple)[0]
 
     def expert(

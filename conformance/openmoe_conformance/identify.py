@@ -7,7 +7,6 @@ whose answer it gives is its choice. Nothing is declared: the evidence is what i
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,8 +21,8 @@ from openmoe_spec import dialects
 from openmoe_spec.config import PUBLISHED
 from openmoe_spec.dialects import DIALECTS, POINTS, T5X
 
-SHARE = 0.25
-"""An answer belongs to an option when it is this much nearer to it than to the next."""
+NEAR = 1e-3
+"""An answer belongs to an option when it is within this share of the option's largest number."""
 
 
 @dataclass(frozen=True)
@@ -120,40 +119,55 @@ def _choice(point: str, findings: list[Finding]) -> str | None:
     return options.pop() if len(options) == 1 else None
 
 
+Combination = tuple[str, ...]
+
+
 def _put(probe: Probe, adapter: Any, known: Known) -> Finding | None:
     """Return what a probe finds; None when the adapter lacks it or it tells nothing apart."""
     expected = _expected(probe, known)
+    if len(expected) < 2:
+        return None
     try:
-        got = _numbers(probe.ask(adapter, known))
+        got = _answers(probe, adapter, known, expected)
     except UnsupportedError:
         return None
     except Exception as error:  # noqa: BLE001 - a stranger may raise anything
         return Finding(probe.function, probe.what, {}, f"raised {describe(error)}")
-    total = math.prod(len(POINTS[point].options) for point in probe.points)
-    fits = _nearest(got, expected, total)
+    if trouble := _nonsense(got, expected):
+        return Finding(probe.function, probe.what, {}, trouble)
+    telling = _telling(probe, _nearest(probe, got, expected))
+    return (
+        Finding(probe.function, probe.what, telling, _evidence(got, expected)) if telling else None
+    )
+
+
+def _telling(probe: Probe, fits: tuple[Combination, ...] | None) -> dict[str, tuple[str, ...]]:
+    """Return the options left at each point that the answer tells something of."""
     if fits is None or (probe.faint and not fits):
-        return None
+        return {}
     options = {
         point: tuple(dict.fromkeys(combination[i] for combination in fits))
         for i, point in enumerate(probe.points)
     }
-    telling = {
+    return {
         point: some for point, some in options.items() if len(some) < len(POINTS[point].options)
     }
-    if not telling:
-        return None
-    return Finding(probe.function, probe.what, telling, _evidence(got, expected))
 
 
-Combination = tuple[str, ...]
+def _tables(probe: Probe, known: Known) -> dict[Combination, Known]:
+    """Return the table of choices for each combination of the probe's options."""
+    base = T5X if probe.alone else known
+    options = (POINTS[point].options for point in probe.points)
+    return {
+        one: {**base, **dict(zip(probe.points, one, strict=True))}
+        for one in itertools.product(*options)
+    }
 
 
 def _expected(probe: Probe, known: Known) -> dict[Combination, ndarray]:
     """Return the reference's answer under each combination of the probe's options."""
     answers = {}
-    known = T5X if probe.alone else known
-    for combination in itertools.product(*(POINTS[point].options for point in probe.points)):
-        table = {**known, **dict(zip(probe.points, combination, strict=True))}
+    for combination, table in _tables(probe, known).items():
         try:
             answers[combination] = _numbers(probe.ask(DialectAdapter(table), table))
         except Exception:  # noqa: BLE001, S112 - an option under which the question has no answer
@@ -161,43 +175,78 @@ def _expected(probe: Probe, known: Known) -> dict[Combination, ndarray]:
     return answers
 
 
+def _answers(
+    probe: Probe, adapter: Any, known: Known, expected: Mapping[Combination, ndarray]
+) -> dict[Combination, ndarray]:
+    """Return what the adapter answers to the question as each combination puts it: once if alike."""
+    if not probe.by_option:
+        return dict.fromkeys(expected, _numbers(probe.ask(adapter, known)))
+    answers, refused = {}, None
+    tables = _tables(probe, known)
+    for combination in expected:
+        try:
+            answers[combination] = _numbers(probe.ask(adapter, tables[combination]))
+        except UnsupportedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it may refuse what another option takes
+            refused = error
+    if refused is not None and not answers:
+        raise refused
+    return answers
+
+
 def _numbers(answer: Any) -> ndarray:
     return np.asarray(answer).astype(np.float64).reshape(-1)
 
 
+def _nonsense(got: Mapping[Combination, ndarray], expected: Mapping[Combination, ndarray]) -> str:
+    """Return why no answer can be compared; empty when one can."""
+    for one, value in got.items():
+        if value.shape == expected[one].shape and np.isfinite(value).all():
+            return ""
+    value = next(iter(got.values()))
+    size = next(iter(expected.values())).size
+    if value.size != size:
+        return f"answered {value.size} numbers, expected {size}"
+    return "answered infinity or not-a-number"
+
+
 def _nearest(
-    got: ndarray, expected: Mapping[Combination, ndarray], total: int
+    probe: Probe, got: Mapping[Combination, ndarray], expected: Mapping[Combination, ndarray]
 ) -> tuple[Combination, ...] | None:
-    """Return the combinations that give this answer: none if none is near, None if all `total` do."""
-    sized = {one: value for one, value in expected.items() if value.shape == got.shape}
-    if not sized or not np.isfinite(got).all():
-        return ()
-    distance = {one: float(np.abs(got - value).max(initial=0)) for one, value in sized.items()}
+    """Return the combinations that give this answer: none if none is near, None if all agree."""
+    distance = {one: _apart(got[one], value) for one, value in expected.items() if one in got}
     best = min(distance, key=lambda one: distance[one])
-    alike = tuple(one for one, value in sized.items() if _same(value, sized[best]))
-    if len(alike) == total:
+    alike = tuple(one for one, value in expected.items() if _same(value, expected[best]))
+    if len(alike) == len(expected):
         return None
-    others = [value for one, value in sized.items() if one not in alike]
-    largest = float(np.abs(sized[best]).max(initial=0))
-    gap = min((float(np.abs(sized[best] - value).max()) for value in others), default=largest)
-    return alike if distance[best] <= SHARE * gap else ()
+    gap = min(_apart(expected[best], expected[one]) for one in expected if one not in alike)
+    limit = NEAR * float(np.abs(expected[best]).max(initial=0))
+    limit = probe.share * gap if probe.share else limit if probe.by_option else min(limit, gap / 4)
+    return alike if distance[best] <= limit else ()
+
+
+def _apart(a: ndarray, b: ndarray) -> float:
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return np.inf
+    return float(np.abs(a - b).max(initial=0))
 
 
 def _same(a: ndarray, b: ndarray) -> bool:
-    return bool(np.abs(a - b).max(initial=0) <= 1e-6 * np.abs(a).max(initial=0))
+    return _apart(a, b) <= 1e-6 * float(np.abs(a).max(initial=0))
 
 
-def _evidence(got: ndarray, expected: Mapping[Combination, ndarray]) -> str:
-    """Return the number that tells most, as it came and as each option gives it."""
-    sized = {one: value for one, value in expected.items() if value.shape == got.shape}
-    if not sized:
-        return f"an answer of {got.size} numbers"
-    values = np.stack(list(sized.values()))
-    spread = np.ptp(values, axis=0)
-    apart = np.diff(np.sort(values, axis=0), axis=0) > 1e-3 * spread  # how many answers differ
-    place = int((apart.sum(axis=0) + spread / (1 + spread.max())).argmax())
-    options = ", ".join(f"{' + '.join(one)} {value[place]:.6g}" for one, value in sized.items())
-    return f"number {place}: got {got[place]:.6g}; {options}"
+def _evidence(got: Mapping[Combination, ndarray], expected: Mapping[Combination, ndarray]) -> str:
+    """Return the number that parts the nearest option from the next, as it came and as each gives it."""
+    order = sorted(got, key=lambda one: _apart(got[one], expected[one]))
+    best = order[0]
+    others = [one for one in expected if not _same(expected[one], expected[best])]
+    next_ = min(others, key=lambda one: _apart(expected[one], expected[best]))
+    place = 0
+    if expected[next_].shape == expected[best].shape:
+        place = int(np.abs(expected[next_] - expected[best]).argmax())
+    options = ", ".join(f"{' + '.join(one)} {value[place]:.6g}" for one, value in expected.items())
+    return f"number {place}: got {got[best][place]:.6g}; {options}"
 
 
 def _values(adapter: Any) -> dict[str, dict[str, Any]]:

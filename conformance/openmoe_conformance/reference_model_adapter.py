@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from openmoe_conformance.adapter import UnsupportedError
 from openmoe_reference import (
     attention,
     cross_entropy,
@@ -253,11 +254,16 @@ class ReferenceModelAdapter:
         """Return the gradient of each tensor, with decisions of a pass in `dtype`."""
         for point in DIFFERENTIATED:
             if self.choice(point, dialect) != T5X[point]:
-                raise RejectedError("dialect", "MODEL-08", f"no gradient for {point} otherwise")
+                raise UnsupportedError(f"no such answer where {point} is not {T5X[point]}")
         of_embedding = self._embedding_gradient(dialect)
         if options.get("decisions") is None:
             options["decisions"] = self.forward(
-                parameters, batch, configuration=configuration, dtype=dtype, **options
+                parameters,
+                batch,
+                configuration=configuration,
+                dialect=dialect,
+                dtype=dtype,
+                **options,
             ).decisions
         return model_gradients.model_gradients(
             parameters,

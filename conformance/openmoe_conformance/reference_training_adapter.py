@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from openmoe_conformance.adapter import UnsupportedError
 from openmoe_conformance.reference_model_adapter import (
     Dialect,
     Fields,
@@ -18,7 +19,6 @@ from openmoe_conformance.reference_model_adapter import (
 from openmoe_reference import decoding, initialisation, optimizer, port_decoding, sampling
 from openmoe_spec.config import Configuration
 from openmoe_spec.dialects import T5X
-from openmoe_spec.errors import RejectedError
 
 
 class ReferenceTrainingAdapter(ReferenceModelAdapter):
@@ -132,7 +132,7 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
     ) -> dict[str, Any]:
         for point in ("decode_position", "prompt_end"):
             if self.choice(point, dialect) != T5X[point]:
-                raise RejectedError("dialect", "DEC-04", f"{point} has no such steps")
+                raise UnsupportedError(f"no such answer where {point} is not {T5X[point]}")
         logits, first, last = decoding.forced_steps(
             parameters,
             batch,

@@ -45,7 +45,7 @@ class Settings:
 def run_check(check: Check, subject: Subject, settings_: Settings) -> Result:
     """Return the result of one check. Never raises for what the implementation does."""
     item = f"check:{check.name}"
-    if reason := subject.lacks(check.needs):
+    if reason := subject.foreign(check.clause) or subject.lacks(check.needs):
         return Result(item, check.clause, Outcome.SKIPPED, Source.CHECK, message=reason)
     if isinstance(check.cases, SearchStrategy):
         drive = _draw(check, check.cases, subject, settings_)

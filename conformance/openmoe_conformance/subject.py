@@ -17,7 +17,7 @@ from openmoe_conformance import answers
 from openmoe_conformance.adapter import FUNCTIONS, UnsupportedError, call, misspelt, offers
 from openmoe_conformance.compare import NAMED_ARITHMETIC, Arithmetic
 from openmoe_conformance.outcome import Disagreement, UsageError
-from openmoe_spec.dialects import DIALECTS
+from openmoe_spec.dialects import DIALECTS, foreign
 from openmoe_spec.records import (
     PARAMETERS,
     Decision,
@@ -50,6 +50,11 @@ class Subject:
                 f"adapter.dialect: must be one of {', '.join(DIALECTS)}, got {self.dialect!r}"
             )
 
+    def foreign(self, clause: str) -> str | None:
+        """Return why a clause is not about this implementation: its native dialect is another."""
+        point = foreign(clause, self.dialect)
+        return point and f"{self.dialect} chooses otherwise at {point}"
+
     def lacks(self, needs: tuple[str, ...]) -> str | None:
         """Return why the implementation lacks one of `needs`, or None. `route` may be composed."""
         for need in needs:
@@ -76,7 +81,7 @@ class Subject:
         A dialect is asked for by keyword unless it is the implementation's native one.
         """
         known = FUNCTIONS[function].optional
-        if "dialect" in known:
+        if "dialect" in known and offers(self.adapter, function) is None:
             wanted = keywords.pop("dialect", known["dialect"])
             if wanted != self.dialect:
                 if offers(self.adapter, f"{function}(dialect)"):

@@ -8,6 +8,7 @@ raise. So a vector for any clause of arithmetic needs no code. `vectors/README.m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_cases import Comparison, Kind, VectorCase, below
+from openmoe_spec.config import Configuration
+from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision
 
 
@@ -92,10 +95,20 @@ def _arguments(case: VectorCase, arrays: Mapping[str, ndarray]) -> dict[str, Any
         arguments["decision"] = _decision(record, case)
     if isinstance(records := arguments.get("decisions"), dict):
         arguments["decisions"] = {layer: _decision(one, case) for layer, one in records.items()}
+    if isinstance(fields := arguments.get("configuration"), dict):
+        arguments["configuration"] = _complete(fields)
     for name in ("mask", "padding_mask"):
         if arguments.get(name) is not None:
             arguments[name] = arguments[name].astype(bool)
     return arguments
+
+
+def _complete(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all fields of a configuration of which a case stores some; an illegal one as it is."""
+    try:
+        return asdict(Configuration(**fields))
+    except (RejectedError, TypeError):
+        return dict(fields)
 
 
 def _decision(record: Mapping[str, ndarray], case: VectorCase) -> Decision:

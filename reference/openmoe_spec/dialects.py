@@ -121,7 +121,8 @@ POINTS: Mapping[str, Point] = {
             "What does the language-model loss measure?",
             {
                 "weighted_mean": "the targets' cross entropy, weighted, over the sum of weights",
-                "all_ones": "-sum over the vocabulary of log p, whatever the targets, all added up",
+                "all_ones": "-sum over the vocabulary of log p at all positions of a row but its last, "
+                "whatever the targets, all added up",
                 "all_ones_by_row": "the same, averaged over rows",
             },
         ),
@@ -207,6 +208,48 @@ VALUES: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     },
 }
 """Fields of the published configurations that a dialect sets otherwise than CFG-01 and CFG-04."""
+
+
+def _clauses(area: str, *numbers: int) -> tuple[str, ...]:
+    return tuple(f"{area}-{number:02d}" for number in numbers)
+
+
+_LAYER = (*_clauses("MOE", 7, 8, 14), *_clauses("LOSS", *range(1, 12)))
+_ATTENTION = _clauses("ATTN", 7, 8, 9, 10, 11, 13)
+
+SPEAKS_OF: Mapping[str, tuple[str, ...]] = {
+    "capacity": (*_clauses("GROUP", 6, 7, 8), *_LAYER),
+    "groups": (*_clauses("GROUP", 1, 2, 3, 4, 5, 9), *_LAYER),
+    "one_choice": _clauses("ROUTE", 5),
+    "combine": _clauses("MOE", 6),
+    "token_mask": _clauses("LAYER", 5),
+    "attention_mask": _clauses("ATTN", 1, 2, 3),
+    "masked_keys": _ATTENTION,
+    "attention_scale": _ATTENTION,
+    "softmax": _clauses("ATTN", 10),
+    "feed_forward": (
+        *_clauses("MOE", 2, 3, 6, 9, 10, 11),
+        *_clauses("MODEL", 4),
+        *_clauses("PARAM", 1, 3, 5),
+        # seen through a layer or a training step, which take other weights
+        *_clauses("GROUP", 7, 8),
+        *_clauses("OPT", 9, 11),
+        *_LAYER,
+    ),
+    "balance": _clauses("LOSS", 1, 2, 3, 4),
+    "extra_mlp": _clauses("MODEL", 3),
+    "start_embedding": _clauses("LAYER", 9),
+    "warmup": _clauses("OPT", 1),
+}
+"""Clauses that say the normative option of a point: not those of a dialect with another one."""
+
+
+def foreign(clause: str, dialect: str) -> str | None:
+    """Return the point at which a clause speaks of `t5x` and a dialect chooses otherwise."""
+    for point, spoken in SPEAKS_OF.items():
+        if clause in spoken and DIALECTS[dialect][point] != T5X[point]:
+            return point
+    return None
 
 
 def choices(dialect: str | Mapping[str, str]) -> Mapping[str, str]:

@@ -90,6 +90,8 @@ def conform(
             "--identify asks its own questions: of the other options only --implementation and "
             "--json go with it"
         )
+    if implementation == "":
+        raise UsageError("--implementation: is empty; write it as package.module:Adapter")
     request = conforming.Request(
         implementation=implementation or "production",
         profile=profile or ("quick" if mutants else "standard"),

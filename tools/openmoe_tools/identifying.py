@@ -64,8 +64,11 @@ def verdict(identity: Identity) -> tuple[str, str]:
     if identity.fitting:
         fits = " and ".join(identity.fitting)
         return f"UNDECIDED: {shown}; they fit {fits}, what would tell is not shown", "bold yellow"
-    if not identity.known:
-        return "UNDECIDED: no function that a probe could ask", "bold yellow"
+    if not identity.known and not any(one.findings for one in identity.answers):
+        asked = (
+            "what was asked raised or answered nonsense" if identity.raised else "nothing to ask"
+        )
+        return f"UNDECIDED: {asked}", "bold yellow"
     states = {one.point: one.state for one in identity.answers}
     states |= {name: str(one["value"]) for name, one in identity.values.items()}
     against = [f"{point} ({states[point]})" for point in identity.against(identity.nearest)]

@@ -17,7 +17,7 @@ from openmoe_conformance.dialect_adapter import DialectAdapter
 from openmoe_conformance.identify import identify
 from openmoe_conformance.outcome import Disagreement, Evidence
 from openmoe_conformance.profile import Profile
-from openmoe_conformance.subject import Subject
+from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_spec import dialects
 from openmoe_spec.dialects import DIALECTS, POINTS
 
@@ -29,6 +29,10 @@ def it_speaks_what_it_says(subject: Subject, _: Case, evidence: Evidence) -> Non
     """At every point that a probe can tell, the choice is that of the implementation's own dialect."""
     identity = identify(subject.adapter)
     evidence.examples += sum(bool(one.findings) for one in identity.answers)
+    for finding in identity.raised:
+        raise Disagreement(f"{finding.function}, {finding.what}: {finding.evidence}")
+    if not identity.known:
+        raise UnsupportedError("no probe tells anything about it")
     for one in identity.answers:
         wanted = DIALECTS[subject.dialect][one.point]
         if one.findings and one.choice != wanted:

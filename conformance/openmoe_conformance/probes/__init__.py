@@ -24,6 +24,8 @@ class Probe:
     what   the input in words, for the evidence
     alone  the answer depends on no other choice
     faint  options differ by rounding alone: an answer near none of them tells nothing
+    share  of the distance to the next option that an answer may be off, in coarse arithmetic
+    by_option  the question itself is another under each option
     """
 
     function: str
@@ -32,6 +34,8 @@ class Probe:
     ask: Callable[[Any, Known], Any]
     alone: bool = False
     faint: bool = False
+    share: float = 0.0
+    by_option: bool = False
 
 
 CHAPTERS = ("attention", "experts", "training", "decoding")
@@ -42,13 +46,11 @@ _REGISTRY: list[Probe] = []
 Ask = Callable[[Any, Known], Any]
 
 
-def probe(
-    function: str, *points: str, what: str, alone: bool = False, faint: bool = False
-) -> Callable[[Ask], Ask]:
+def probe(function: str, *points: str, what: str, **more: Any) -> Callable[[Ask], Ask]:
     """Register a function as the probe of one function and some points."""
 
     def register(ask: Ask) -> Ask:
-        _REGISTRY.append(Probe(function, points, what, ask, alone, faint))
+        _REGISTRY.append(Probe(function, points, what, ask, **more))
         return ask
 
     return register

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
 
-from openmoe_conformance.adapter import UnsupportedError, call
+from openmoe_conformance.adapter import call
 from openmoe_conformance.probes import Known, probe
 from openmoe_conformance.probes.silent import (
     SOME,
@@ -21,40 +20,22 @@ from openmoe_conformance.probes.silent import (
 )
 
 
-@probe("feed_forward", "feed_forward", what="one token through kernels that it takes")
-def _(adapter: Any, _: Known) -> Any:
+@probe("feed_forward", "feed_forward", what="one token through kernels that fit", by_option=True)
+def _(adapter: Any, known: Known) -> Any:
     generator = np.random.default_rng(1)
     x, wide, narrow, out = (
         generator.normal(size=shape).astype(np.float32)
         for shape in ((2, 4), (4, 6), (4, 3), (3, 4))
     )
-    return _first_that_fits(
-        lambda first: call(adapter, "feed_forward", x, {"wi_0": first, "wi_1": narrow, "wo": out}),
-        (wide, wide[:, :3]),
-    )
+    first = wide if known["feed_forward"] == "cubic" else wide[:, :3]
+    return call(adapter, "feed_forward", x, {"wi_0": first, "wi_1": narrow, "wo": out})
 
 
-@probe("forward", "feed_forward", what="a dense feed-forward alone")
-def _(adapter: Any, _: Known) -> Any:
+@probe("forward", "feed_forward", what="a dense feed-forward alone", by_option=True)
+def _(adapter: Any, known: Known) -> Any:
     fields = fields_with(num_layers=2, num_moe_layers=1)
-
-    def run(choice: str) -> ndarray:
-        weights = silent_model(fields, {"feed_forward": choice}, loud=("layers_0/mlp",))
-        return logits_of(adapter, weights, batch_of(SOME), fields)
-
-    return _first_that_fits(run, ("cubic", "swiglu"))
-
-
-def _first_that_fits(run: Callable[[Any], Any], candidates: tuple[Any, ...]) -> Any:
-    """Return the first answer that is no error: kernels of another width are refused."""
-    for candidate in candidates[:-1]:
-        try:
-            return run(candidate)
-        except UnsupportedError:
-            raise
-        except Exception:  # noqa: BLE001, S112 - whatever a stranger raises on another width
-            continue
-    return run(candidates[-1])
+    weights = silent_model(fields, known, loud=("layers_0/mlp",))
+    return logits_of(adapter, weights, batch_of(SOME), fields)
 
 
 def _attention_case() -> tuple[ndarray, dict[str, ndarray]]:
@@ -86,6 +67,16 @@ def _(adapter: Any, _: Known) -> Any:
     return call(adapter, "attention", *_attention_case(), mask, num_heads=2)
 
 
+@probe("forward", "attention_mask", what="one key hidden by target ids, another by the caller")
+def _(adapter: Any, known: Known) -> Any:
+    fields = fields_with()
+    weights = silent_model(fields, known, loud=("self_attention",))
+    targets = np.array([[7, 0, 9, 4, 11, 2], [3, 12, 6, 0, 8, 5]])
+    mask = [[1, 1, 0, 1, 1, 1], [1, 1, 0, 1, 1, 1]]
+    logits = logits_of(adapter, weights, batch_of(SOME, targets, mask), fields)
+    return logits[targets > 0]  # these queries see key 0 and themselves at least
+
+
 @probe(
     "forward",
     "attention_mask",
@@ -100,7 +91,7 @@ def _(adapter: Any, known: Known) -> Any:
     return logits_of(adapter, weights, batch_of(SOME, targets, mask), fields)
 
 
-@probe("attention", "softmax", what="bfloat16, 48 tokens", faint=True)
+@probe("attention", "softmax", what="bfloat16, 48 tokens", faint=True, share=0.25)
 def _(adapter: Any, _: Known) -> Any:
     kernels = _attention_case()[1]
     inputs = np.random.default_rng(6).normal(size=(1, 48, WIDTH)).astype(ml_dtypes.bfloat16)

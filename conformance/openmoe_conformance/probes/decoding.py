@@ -27,17 +27,6 @@ def _(adapter: Any, known: Known) -> Any:
     return np.asarray(fields_of(answer, ("logits",))["logits"])[:, 4:]
 
 
-@probe("decode", "decode_position", "prompt_end", what="two steps behind a prompt of three")
-def _(adapter: Any, known: Known) -> Any:
-    fields = fields_with()
-    weights = silent_model(fields, known, loud=("self_attention",))
-    batch = batch_of([[0, 3, 7, 1, 9, 4]]) | {
-        "decoder_causal_attention": np.array([[1, 1, 1, 1, 0, 0]], np.int32)
-    }
-    answer = call(adapter, "decode", weights, batch, configuration=fields, steps=2)
-    return np.asarray(fields_of(answer, ("logits",))["logits"])
-
-
 def _crowded_prompt(known: Known) -> tuple[dict[str, Any], dict[str, ndarray]]:
     """Return a model with one slot an expert: the prompt's last token is dropped unless fed alone."""
     fields = fields_with(

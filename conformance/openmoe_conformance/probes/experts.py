@@ -23,37 +23,53 @@ from openmoe_conformance.probes.silent import (
 )
 
 
-@probe("expert_capacity", "capacity", what="64 tokens, 8 experts, factor 2, K = 2")
+@probe("expert_capacity", "capacity", what="36 and 44 tokens, 8 experts, factor 1, K = 2")
 def _(adapter: Any, _: Known) -> Any:
-    options = {"num_experts": 8, "capacity_factor": 2.0, "k": 2}
-    return call(adapter, "expert_capacity", 64, **options)
+    options = {"num_experts": 8, "capacity_factor": 1.0, "k": 2}
+    return [call(adapter, "expert_capacity", tokens, **options) for tokens in (36, 44)]
 
 
-def _crowd() -> dict[str, Any]:
-    return fields_with(num_experts=8, eval_capacity_factor=2.0, min_expert_capacity=1)
+FACTORS = (2.5, 3.5)
+"""Half to even, up, down, with K: each rounds them to another pair of capacities."""
 
 
-@probe("moe_layer", "groups", "capacity", what="64 equal tokens, 8 experts: the first dropped")
+def _crowd(factor: float) -> dict[str, Any]:
+    return fields_with(num_experts=8, eval_capacity_factor=factor, min_expert_capacity=1)
+
+
+@probe("moe_layer", "groups", "capacity", what="64 equal tokens, factors 2.5, 3.5: first dropped")
 def _(adapter: Any, known: Known) -> Any:
-    fields = _crowd()
-    weights = silent_model(fields, known, loud=("mlp/expert",))
-    path = "decoder/layers_0/mlp"
-    layer = {name: weights[f"{path}/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")} | {
-        "router": weights[f"{path}/router/router_weights/w/kernel"]
-    }
+    layer = _layer(silent_model(_crowd(1.0), known, loud=("mlp/expert",)))
     inputs = np.ones((1, 64, WIDTH), np.float32)
-    answer = call(adapter, "moe_layer", inputs, layer, training=False, min_expert_capacity=1)
+    found = []
+    for factor in FACTORS:
+        options = {"eval_capacity_factor": factor, "min_expert_capacity": 1}
+        output = _output(call(adapter, "moe_layer", inputs, layer, training=False, **options))
+        found.append(_first_other((np.abs(output) > 0).any(axis=-1)))
+    return found
+
+
+def _layer(weights: dict[str, ndarray]) -> dict[str, ndarray]:
+    path = "decoder/layers_0/mlp"
+    layer = {name: weights[f"{path}/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")}
+    return layer | {"router": weights[f"{path}/router/router_weights/w/kernel"]}
+
+
+def _output(answer: Any) -> ndarray:
     found = fields_of(answer, ("output",))["output"]
-    output = np.asarray(answer if found is None else found)
-    return _first_other((np.abs(output) > 0).any(axis=-1))
+    return np.asarray(answer if found is None else found)
 
 
-@probe("forward", "groups", "capacity", what="64 equal tokens, 8 experts: the first dropped")
+@probe("forward", "groups", "capacity", what="64 equal tokens, factors 2.5, 3.5: first dropped")
 def _(adapter: Any, known: Known) -> Any:
-    fields = _crowd()
-    weights = silent_model(fields, known, loud=("mlp/expert",))
-    logits = logits_of(adapter, weights, batch_of(np.full((1, 64), 5)), fields)
-    return _first_other(np.abs(logits - logits[:, :1]).max(axis=-1) < 1e-3 * np.abs(logits).max())
+    found = []
+    for factor in FACTORS:
+        fields = _crowd(factor)
+        weights = silent_model(fields, known, loud=("mlp/expert",))
+        logits = logits_of(adapter, weights, batch_of(np.full((1, 64), 5)), fields)
+        same = np.abs(logits - logits[:, :1]).max(axis=-1) < 1e-3 * np.abs(logits).max()
+        found.append(_first_other(same))
+    return found
 
 
 def _first_other(alike: ndarray) -> int:
@@ -94,7 +110,7 @@ def _(adapter: Any, _: Known) -> Any:
     return np.asarray(fields_of(answer, ("expert_index",))["expert_index"])
 
 
-@probe("forward", "router_kernel", what="bfloat16, K = 1, router weights 1 and 1.001")
+@probe("forward", "router_kernel", what="bfloat16, K = 1, router weights 1 and 1.001", share=0.1)
 def _(adapter: Any, known: Known) -> Any:
     fields, weights = _one_choice(known, (1.0, 1.001, -1.0, -1.0))
     return logits_of(adapter, weights, batch_of(SOME), fields, dtype="bfloat16")
@@ -102,17 +118,10 @@ def _(adapter: Any, known: Known) -> Any:
 
 @probe("moe_layer", "combine", what="bfloat16 inputs: share of outputs that bfloat16 holds")
 def _(adapter: Any, known: Known) -> Any:
-    fields = fields_with()
-    weights = silent_model(fields, known, loud=("mlp/expert",))
-    path = "decoder/layers_0/mlp"
-    layer = {name: weights[f"{path}/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")} | {
-        "router": weights[f"{path}/router/router_weights/w/kernel"]
-    }
+    layer = _layer(silent_model(fields_with(), known, loud=("mlp/expert",)))
     inputs = np.random.default_rng(4).normal(size=(1, 16, WIDTH)).astype(ml_dtypes.bfloat16)
     options = {"training": False, "eval_capacity_factor": 64.0, "expert_dtype": "bfloat16"}
-    answer = call(adapter, "moe_layer", inputs, layer, **options)
-    found = fields_of(answer, ("output",))["output"]
-    return representable(answer if found is None else found) > 0.9
+    return representable(_output(call(adapter, "moe_layer", inputs, layer, **options))) > 0.9
 
 
 @probe("forward", "combine", what="bfloat16: share of the experts' trace that bfloat16 holds")
