@@ -40,6 +40,8 @@ def models(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS) -> Case:
         "rows": draw(st.sampled_from((1, 2, 3))),
         "length": draw(st.sampled_from((4, 9, 16))),
         "training": draw(st.booleans()),
+        "eval_factor": draw(st.sampled_from((2.0, 1.25, 0.7))),
+        "least": draw(st.sampled_from((4, 1))),
         "kind": draw(st.sampled_from(kinds)),
         "seed": draw(st.integers(0, 2**16)),
     }
@@ -61,6 +63,8 @@ def fixed(**changes: Any) -> Case:
         "rows": 2,
         "length": 16,
         "training": True,
+        "eval_factor": 2.0,
+        "least": 4,
         "kind": "padded",
         "seed": 0,
     } | changes
@@ -84,6 +88,8 @@ def configuration(case: Case, **changes: Any) -> dict[str, Any]:
         "num_selected_experts": case["k"],
         "vocabulary_size": VOCABULARY,
         "max_group_size": case["max_group_size"],
+        "eval_capacity_factor": case["eval_factor"],
+        "min_expert_capacity": case["least"],
         "max_length": 64,
     }
     return asdict(Configuration(**fields | changes))

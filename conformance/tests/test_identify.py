@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from openmoe_conformance.dialect_adapter import DialectAdapter, PaperAdapter, TorchPortAdapter
 from openmoe_conformance.identify import as_json, identify
 from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import dialects, moe
 from openmoe_spec.dialects import DIALECTS, POINTS, T5X
 
 SPEAKERS = {"t5x": ReferenceAdapter, "torch_port": TorchPortAdapter, "paper": PaperAdapter}
@@ -120,6 +123,87 @@ def test_a_rule_of_no_dialect_is_said_to_be_none():
     identity = identify(Alone())
     assert identity.answers[0].state == "none of the known"
     assert identity.fitting == ()
+
+
+class _Scaled(ReferenceAdapter):
+    def forward(self, parameters, batch, **options):
+        passed = super().forward(parameters, batch, **options)
+        return replace(passed, logits=passed.logits * np.float32(1.02))
+
+
+class _Ceiling(DialectAdapter):
+    def __init__(self):
+        super().__init__("t5x")
+
+    def rules(self, dialect=None):
+        steps = replace(dialects.steps("t5x"), capacity=_rounded_up)
+        return replace(super().rules(dialect), moe=partial(moe.moe_layer, steps=steps))
+
+
+def _rounded_up(tokens, *, num_experts, capacity_factor, min_expert_capacity, k):
+    del k
+    return max(-int(-capacity_factor * tokens // num_experts), min_expert_capacity)
+
+
+class _FourSlots(DialectAdapter):
+    def __init__(self):
+        super().__init__("t5x")
+
+    def forward(self, parameters, batch, *, configuration, **options):
+        fields = {**configuration, "min_expert_capacity": 4}
+        return super().forward(parameters, batch, configuration=fields, **options)
+
+
+class _ByForward:
+    def __init__(self, model):
+        self._model = model
+
+    def forward(self, parameters, batch, *, configuration):
+        return self._model.forward(parameters, batch, configuration=configuration).logits
+
+
+@pytest.mark.parametrize("model", [_Ceiling, _FourSlots])
+def test_other_capacities_are_of_no_dialect(model):
+    identity = identify(_ByForward(model()))
+    assert identity.answers[0].state == "none of the known"
+    assert identity.fitting == ()
+
+
+def test_logits_that_are_a_little_off_are_no_dialects():
+    identity = identify(_ByForward(_Scaled()))
+    assert identity.fitting == ()
+    assert "attention_scale" not in identity.known
+
+
+class _Tolerant:
+    """The paper's feed-forward, taking the second half of kernels that are too wide."""
+
+    def forward(self, parameters, batch, *, configuration):
+        narrow = {
+            name: value[..., value.shape[-1] // 2 :]
+            if name.endswith("wi_0/kernel")
+            and value.shape[-1] == 2 * parameters[name.replace("wi_0", "wi_1")].shape[-1]
+            else value
+            for name, value in parameters.items()
+        }
+        return PaperAdapter().forward(narrow, batch, configuration=configuration).logits
+
+
+def test_a_tolerant_paper_implementation_is_the_papers():
+    identity = identify(_Tolerant())
+    assert identity.known["feed_forward"] == "swiglu"
+    assert identity.fitting == ("paper",)
+
+
+class _Shapeless:
+    def forward(self, parameters, batch, *, configuration):
+        return np.zeros(3)
+
+
+def test_answers_of_another_shape_tell_nothing():
+    identity = identify(_Shapeless())
+    assert identity.known == {}
+    assert all("forward: shape [3], expected" in one.evidence for one in identity.raised)
 
 
 def test_functions_that_disagree_are_contradicting():

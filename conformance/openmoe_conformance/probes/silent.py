@@ -11,6 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.adapter import call
+from openmoe_conformance.answers import numbers
 from openmoe_conformance.compare import fields_of
 from openmoe_conformance.probes import Known
 from openmoe_spec.config import Configuration
@@ -67,10 +68,11 @@ def batch_of(inputs: Any, targets: Any = None, attention_mask: Any = None) -> di
 
 
 def logits_of(adapter: Any, weights: Any, batch: Any, fields: Any, **options: Any) -> ndarray:
-    """Return the logits of `forward`."""
+    """Return the logits of `forward`. Errors: Disagreement on another shape."""
     answer = forward_of(adapter, weights, batch, fields, **options)
     found = fields_of(answer, ("logits",))["logits"]
-    return np.asarray(answer if found is None else found)
+    shape = (*batch["decoder_input_tokens"].shape, fields["vocabulary_size"])
+    return numbers("forward", answer if found is None else found, shape)
 
 
 def forward_of(adapter: Any, weights: Any, batch: Any, fields: Any, **options: Any) -> Any:
