@@ -12,7 +12,7 @@ import numpy as np
 
 from openmoe_production import grouping, layers, losses, moe, programs, routing
 from openmoe_production.arguments import require_floats, require_integers
-from openmoe_production.calling import call
+from openmoe_production.calling import as_numpy, call
 from openmoe_production.model_adapter import ModelAdapter
 from openmoe_production.training_adapter import TrainingAdapter
 from openmoe_spec import __version__, config
@@ -100,14 +100,14 @@ class Adapter(ModelAdapter, TrainingAdapter):
     ) -> Decision:
         """Return the masked router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(call(routing.decide, "ROUTE-20", arrays, **options))
+        return as_numpy(call(routing.decide, "ROUTE-20", arrays, **options))
 
     def decide_scatter(
         self, probabilities: np.ndarray, *, padding_mask: np.ndarray | None = None, **options: Any
     ) -> Decision:
         """Return the scatter router's decision."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(call(routing.decide_scatter, "ROUTE-20", arrays, **options))
+        return as_numpy(call(routing.decide_scatter, "ROUTE-20", arrays, **options))
 
     def experts_choose(
         self,
@@ -118,7 +118,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
     ) -> ExpertsChoice:
         """Return the experts' choice."""
         arrays = {"probabilities": probabilities, "padding_mask": padding_mask}
-        return _numpy(call(routing.experts_choose, "ROUTE-20", arrays, capacity=capacity))
+        return as_numpy(call(routing.experts_choose, "ROUTE-20", arrays, capacity=capacity))
 
     def route(
         self,
@@ -130,7 +130,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
     ) -> Decision:
         """Return the masked router's decision from hidden states."""
         arrays = {"inputs": inputs, "kernel": kernel, "noise": noise}
-        return _numpy(call(_route, "ROUTE-20", arrays, by_group=True, **options))
+        return as_numpy(call(_route, "ROUTE-20", arrays, by_group=True, **options))
 
     def dispatch(
         self, inputs: np.ndarray, decision: Decision | ExpertsChoice, *, num_experts: int
@@ -174,7 +174,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
     ) -> LayerResult:
         """Return the layer's result on whole groups [G, T, D]."""
         arrays = {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise}
-        return _numpy(call(moe.moe, "MOE-11", arrays, by_group=True, **options))
+        return as_numpy(call(moe.moe, "MOE-11", arrays, by_group=True, **options))
 
     def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return checked device copies; the last ones are kept, for a layer is called often."""
@@ -194,7 +194,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
     ) -> LayerResult:
         """Return the layer's result on a batch [B, L, D], grouped as the training run did."""
         arrays = {"inputs": inputs, "parameters": dict(parameters)}
-        return _numpy(call(moe.moe_layer, "MOE-11", arrays, **options))
+        return as_numpy(call(moe.moe_layer, "MOE-11", arrays, **options))
 
     def moe_gradients(
         self,
@@ -214,7 +214,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
         d_inputs, d_parameters = call(_moe_gradients, "MOE-11", arrays, **options)
-        return _numpy({"inputs": d_inputs, **d_parameters})
+        return as_numpy({"inputs": d_inputs, **d_parameters})
 
     def route_gradients(
         self,
@@ -234,7 +234,7 @@ class Adapter(ModelAdapter, TrainingAdapter):
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
         d_inputs, d_kernel = call(_route_gradients, "ROUTE-20", arrays, **options)
-        return _numpy({"inputs": d_inputs, "router": d_kernel})
+        return as_numpy({"inputs": d_inputs, "router": d_kernel})
 
     def balance_loss(
         self,
@@ -325,7 +325,3 @@ def _ways(
         slot, inverse, _ = moe.ways_of_experts(on_device, ones, None)
         return slot, inverse
     return moe.ways_of_tokens(on_device, num_experts)
-
-
-def _numpy(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)

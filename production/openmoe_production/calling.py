@@ -91,3 +91,8 @@ def _jitted(
     function: Callable[..., Any], static: tuple[str, ...], plain: bool
 ) -> Callable[..., Any]:
     return jax.jit(function, static_argnames=static, compiler_options=options(plain=plain))
+
+
+def as_numpy(tree: Any) -> Any:
+    """Return a tree of arrays with each moved to NumPy."""
+    return jax.tree.map(np.asarray, tree)

@@ -17,10 +17,10 @@ from openmoe_production import (
     layers,
     model,
     moe_arguments,
-    part_gradients,
 )
 from openmoe_production.arguments import require_integers
-from openmoe_production.calling import call
+from openmoe_production.calling import as_numpy, call
+from openmoe_production.part_gradients import PARTS, cross_entropy_gradient
 from openmoe_spec import layouts, parameters
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -28,6 +28,101 @@ from openmoe_spec.records import Decision, ForwardResult
 
 Tree = Mapping[str, np.ndarray]
 Fields = Mapping[str, Any]
+
+
+def of_model(
+    function: Callable[..., Any],
+    parameters: Tree,
+    configuration: Configuration,
+    arrays: Mapping[str, Any],
+    **options: Any,
+) -> Any:
+    """Call a function of the model, whose parameters fit it."""
+    batches.require_parameters(parameters, configuration)
+    arrays = {"parameters": dict(parameters), **arrays}
+    return call(
+        function, "LAYER-08", arrays, sized_by="parameters", configuration=configuration, **options
+    )
+
+
+def _of_batch(function: Callable[..., Any], *, weighed: bool = False) -> Callable[..., Any]:
+    """Return the protocol's function of parameters and a batch; `weighed` ones refuse its weights."""
+
+    def run(
+        adapter: ModelAdapter,
+        parameters: Tree,
+        batch: Tree,
+        *,
+        configuration: Fields,
+        training: bool = False,
+        dtype: str = "float32",
+        expert_dtype: str | None = None,
+        decisions: Mapping[int, Decision] | None = None,
+        num_expert_replicas: int = 1,
+    ) -> Any:
+        c = Configuration(**configuration)
+        batches.require_batch(batch, c)
+        if weighed:
+            adapter.normalizer("NUM_REAL_TARGET_TOKENS", batch)  # a trace hides the weights
+        for decision in (decisions or {}).values():
+            moe_arguments.require_record(decision, c.num_experts)
+        found = of_model(
+            function,
+            parameters,
+            c,
+            {"batch": dict(batch), "decisions": decisions},
+            training=training,
+            dtype=dtype,
+            expert_dtype=expert_dtype,
+            num_expert_replicas=num_expert_replicas,
+        )
+        return as_numpy(found)
+
+    return run
+
+
+def _forward(*arguments: Any, **options: Any) -> ForwardResult:
+    return model.forward(*arguments, trace=True, **options)
+
+
+def _losses(*arguments: Any, **options: Any) -> Any:
+    return model.loss_fn(*arguments, **options)[1]
+
+
+def _gradients(parameters: Any, batch: Any, configuration: Configuration, **options: Any) -> Any:
+    return jax.grad(model.loss_fn, has_aux=True)(parameters, batch, configuration, **options)[0]
+
+
+def _of_logits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the protocol's function of logits and targets."""
+
+    def run(
+        adapter: ModelAdapter,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        normalizing_factor: float | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> Any:
+        del adapter
+        numbers = {
+            "normalizing_factor": normalizing_factor,
+            "z_loss": z_loss,
+            "label_smoothing": label_smoothing,
+        }
+        cross_entropy.require_targets(logits, targets, weights)
+        cross_entropy.require_options(**numbers)
+        # Numbers are traced like arrays: another one needs no other program.
+        arrays = {"logits": logits, "targets": targets, "weights": weights, **numbers}
+        return as_numpy(call(function, "LOSS-25", arrays))
+
+    return run
+
+
+def _cross_entropy(*arguments: Any, **options: Any) -> dict[str, jax.Array]:
+    return cross_entropy.cross_entropy(*arguments, **options)._asdict()
 
 
 class ModelAdapter:
@@ -120,7 +215,7 @@ class ModelAdapter:
         """Return sine and cosine [..., N]."""
         _require_positions(positions)
         arrays = {"positions": positions}
-        return _numpy(call(attention.rotary_tables, "ATTN-12", arrays, head_dim=head_dim))
+        return as_numpy(call(attention.rotary_tables, "ATTN-12", arrays, head_dim=head_dim))
 
     def rotate(self, heads: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return heads [B, L, H, N] rotated."""
@@ -153,10 +248,10 @@ class ModelAdapter:
         size: int = 0,
     ) -> dict[str, np.ndarray]:
         """Return gradients of sum(output x cotangent) by name: `inputs` and the parameters."""
-        if part not in part_gradients.PARTS:
-            legal = tuple(part_gradients.PARTS)
+        if part not in PARTS:
+            legal = tuple(PARTS)
             raise RejectedError("part", "LAYER-08", f"must be one of {legal}, got {part!r}")
-        function, clause = part_gradients.PARTS[part]
+        function, clause = PARTS[part]
         arrays: dict[str, Any] = {
             "inputs": inputs,
             "weights": dict(parameters),
@@ -167,137 +262,18 @@ class ModelAdapter:
             arrays["mask"], options["num_heads"] = mask, num_heads
         if part == "embed":
             options["size"] = size
-        return _numpy(call(function, clause, arrays, **options))
+        return as_numpy(call(function, clause, arrays, **options))
 
     # ---- the model -------------------------------------------------------------------------
 
-    def forward(
-        self,
-        parameters: Tree,
-        batch: Tree,
-        *,
-        configuration: Fields,
-        training: bool = False,
-        dtype: str = "float32",
-        expert_dtype: str | None = None,
-        decisions: Mapping[int, Decision] | None = None,
-        num_expert_replicas: int = 1,
-    ) -> ForwardResult:
-        """Return logits, decisions, metrics and activations of a batch."""
-        return _numpy(
-            _of_model(
-                model.forward,
-                parameters,
-                batch,
-                configuration,
-                decisions,
-                training=training,
-                dtype=dtype,
-                expert_dtype=expert_dtype,
-                num_expert_replicas=num_expert_replicas,
-                trace=True,
-            )
-        )
-
-    def loss(
-        self,
-        parameters: Tree,
-        batch: Tree,
-        *,
-        configuration: Fields,
-        training: bool = False,
-        dtype: str = "float32",
-        expert_dtype: str | None = None,
-        decisions: Mapping[int, Decision] | None = None,
-        num_expert_replicas: int = 1,
-    ) -> dict[str, float]:
-        """Return the parts of the loss by name."""
-        self.normalizer("NUM_REAL_TARGET_TOKENS", batch)  # refuses weights that a trace hides
-        _, parts = _of_model(
-            model.loss_fn,
-            parameters,
-            batch,
-            configuration,
-            decisions,
-            training=training,
-            dtype=dtype,
-            expert_dtype=expert_dtype,
-            num_expert_replicas=num_expert_replicas,
-        )
-        return {name: float(part) for name, part in parts.items()}
-
-    def model_gradients(
-        self,
-        parameters: Tree,
-        batch: Tree,
-        *,
-        configuration: Fields,
-        training: bool = False,
-        dtype: str = "float32",
-        expert_dtype: str | None = None,
-        decisions: Mapping[int, Decision] | None = None,
-        num_expert_replicas: int = 1,
-    ) -> dict[str, np.ndarray]:
-        """Return the gradient of the total loss in each tensor."""
-        self.normalizer("NUM_REAL_TARGET_TOKENS", batch)
-        return _numpy(
-            _of_model(
-                _gradients,
-                parameters,
-                batch,
-                configuration,
-                decisions,
-                training=training,
-                dtype=dtype,
-                expert_dtype=expert_dtype,
-                num_expert_replicas=num_expert_replicas,
-            )
-        )
+    forward = _of_batch(_forward)
+    loss = _of_batch(_losses, weighed=True)
+    model_gradients = _of_batch(_gradients, weighed=True)
 
     # ---- loss of the model -----------------------------------------------------------------
 
-    def cross_entropy(
-        self,
-        logits: np.ndarray,
-        targets: np.ndarray,
-        *,
-        weights: np.ndarray | None = None,
-        normalizing_factor: float | None = None,
-        z_loss: float = 0.0,
-        label_smoothing: float = 0.0,
-    ) -> dict[str, float]:
-        """Return `loss`, `z_loss` and `weight_sum`."""
-        arrays = _loss_arrays(
-            logits,
-            targets,
-            weights=weights,
-            normalizing_factor=normalizing_factor,
-            z_loss=z_loss,
-            label_smoothing=label_smoothing,
-        )
-        found = call(cross_entropy.cross_entropy, "LOSS-25", arrays)
-        return {name: float(value) for name, value in found._asdict().items()}
-
-    def cross_entropy_gradient(
-        self,
-        logits: np.ndarray,
-        targets: np.ndarray,
-        *,
-        weights: np.ndarray | None = None,
-        normalizing_factor: float | None = None,
-        z_loss: float = 0.0,
-        label_smoothing: float = 0.0,
-    ) -> np.ndarray:
-        """Return the gradient [B, L, V] of the loss, its z-loss included."""
-        arrays = _loss_arrays(
-            logits,
-            targets,
-            weights=weights,
-            normalizing_factor=normalizing_factor,
-            z_loss=z_loss,
-            label_smoothing=label_smoothing,
-        )
-        return np.asarray(call(part_gradients.cross_entropy_gradient, "LOSS-25", arrays))
+    cross_entropy = _of_logits(_cross_entropy)
+    cross_entropy_gradient = _of_logits(cross_entropy_gradient)
 
     def normalizer(self, name: str, batch: Tree) -> dict[str, Any]:
         """Return `factor` and `weights`."""
@@ -318,38 +294,5 @@ def _attention(
     return attention.attention(cast, kernels, mask, num_heads=num_heads)[0]
 
 
-def _gradients(parameters: Any, batch: Any, configuration: Configuration, **options: Any) -> Any:
-    return jax.grad(model.loss_fn, has_aux=True)(parameters, batch, configuration, **options)[0]
-
-
-def _of_model(
-    function: Callable[..., Any],
-    parameters: Tree,
-    batch: Tree,
-    configuration: Fields,
-    decisions: Mapping[int, Decision] | None,
-    **options: Any,
-) -> Any:
-    """Call a function of the model, having looked at the values that a trace does not show."""
-    c = Configuration(**configuration)
-    batches.require_parameters(parameters, c)
-    batches.require_batch(batch, c)
-    for decision in (decisions or {}).values():
-        moe_arguments.require_record(decision, c.num_experts)
-    arrays = {"parameters": dict(parameters), "batch": dict(batch), "decisions": decisions}
-    return call(function, "LAYER-08", arrays, sized_by="parameters", configuration=c, **options)
-
-
-def _loss_arrays(logits: Any, targets: Any, *, weights: Any, **numbers: Any) -> dict[str, Any]:
-    """Return what a loss is computed of, numbers too: another number needs no other program."""
-    cross_entropy.require_targets(logits, targets, weights)
-    cross_entropy.require_options(**numbers)
-    return {"logits": logits, "targets": targets, "weights": weights, **numbers}
-
-
 def _require_positions(positions: np.ndarray) -> None:
     require_integers("positions", positions, "ATTN-12", least=0, most=2**31 - 1)
-
-
-def _numpy(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)

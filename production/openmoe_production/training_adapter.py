@@ -16,7 +16,8 @@ from openmoe_production.arguments import (
     require_floats,
     require_shape,
 )
-from openmoe_production.calling import call
+from openmoe_production.calling import as_numpy, call
+from openmoe_production.model_adapter import of_model
 from openmoe_production.training import accumulated, require_microbatches, train_step
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -38,7 +39,7 @@ class TrainingAdapter:
     def optimizer_state(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, Any]:
         """Return the moments of one tensor before the first update, by the names of SLOTS."""
         one = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
-        return _numpy(optimizer.adafactor({"": tuple(axes)}).init({"": one}).slots[""])
+        return as_numpy(optimizer.adafactor({"": tuple(axes)}).init({"": one}).slots[""])
 
     def adafactor(
         self,
@@ -60,12 +61,12 @@ class TrainingAdapter:
             "step": step,
             "rate": rate,
         }
-        return _numpy(call(_adafactor, "OPT-12", arrays, axes=tuple(axes)))
+        return as_numpy(call(_adafactor, "OPT-12", arrays, axes=tuple(axes)))
 
     def scaled_gradients(self, gradients: Tree, *, num_expert_partitions: int) -> dict[str, Any]:
         """Return gradients with those of experts multiplied."""
         moved = {name: jnp.asarray(value) for name, value in gradients.items()}
-        return _numpy(
+        return as_numpy(
             optimizer.scaled_gradients(moved, num_expert_partitions=num_expert_partitions)
         )
 
@@ -82,7 +83,7 @@ class TrainingAdapter:
         c = Configuration(**configuration)
         batches.require_batch(batch, c)
         require_microbatches(batch, num_microbatches)
-        found = _of_model(
+        found = of_model(
             accumulated,
             parameters,
             c,
@@ -92,7 +93,7 @@ class TrainingAdapter:
         )
         for name, gradient in found.gradients.items():
             require_floats(f"gradients[{name!r}]", gradient, "OPT-12")
-        return {"loss": _numbers(found.losses), "gradients": _numpy(found.gradients)}
+        return {"loss": _numbers(found.losses), "gradients": as_numpy(found.gradients)}
 
     def train_step(
         self,
@@ -112,7 +113,7 @@ class TrainingAdapter:
         require_microbatches(batch, num_microbatches)
         require_count("num_expert_partitions", num_expert_partitions, "OPT-12")
         slots = {name: dict(moments) for name, moments in state.items()}
-        found = _of_model(
+        found = of_model(
             train_step,
             parameters,
             c,
@@ -125,14 +126,14 @@ class TrainingAdapter:
                 require_floats(f"gradients[{name!r}]", moment, "OPT-12")
         return {
             "loss": _numbers(found.losses),
-            "parameters": _numpy(found.parameters),
-            "state": _numpy(found.state.slots),
+            "parameters": as_numpy(found.parameters),
+            "state": as_numpy(found.state.slots),
         }
 
     def initialise(self, configuration: Fields, seed: int) -> dict[str, np.ndarray]:
         """Return freshly drawn tensors by name."""
         c = Configuration(**configuration)
-        return _numpy(initialisation.initialise(c, jax.random.key(seed)))
+        return as_numpy(initialisation.initialise(c, jax.random.key(seed)))
 
     # ---- decoding --------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class TrainingAdapter:
         """Return `logits` [B, S, V] of steps on the batch's own tokens, and the caches around them."""
         c = Configuration(**configuration)
         decoding.require_steps(batch, c, steps)
-        logits, first, last = _of_model(
+        logits, first, last = of_model(
             decoding.forced_steps,
             parameters,
             c,
@@ -160,7 +161,7 @@ class TrainingAdapter:
             expert_dtype=expert_dtype,
             num_expert_replicas=num_expert_replicas,
         )
-        return {"logits": np.asarray(logits), "prefill": _numpy(first), "cache": _numpy(last)}
+        return {"logits": np.asarray(logits), "prefill": as_numpy(first), "cache": as_numpy(last)}
 
     def generate(
         self,
@@ -185,7 +186,7 @@ class TrainingAdapter:
         if noise is not None:
             _require_noise(noise, batch, c)
         found = np.asarray(
-            _of_model(
+            of_model(
                 _generate,
                 parameters,
                 c,
@@ -215,21 +216,6 @@ class TrainingAdapter:
         )
         arrays = {"logits": logits, "noise": noise, "temperature": float(temperature)}
         return np.asarray(call(sampling.sample, "DEC-10", arrays, top_k=top_k, top_p=top_p))
-
-
-def _of_model(
-    function: Any,
-    parameters: Tree,
-    configuration: Configuration,
-    arrays: Mapping[str, Any],
-    **options: Any,
-) -> Any:
-    """Call a function of the model, whose parameters fit it."""
-    batches.require_parameters(parameters, configuration)
-    arrays = {"parameters": dict(parameters), **arrays}
-    return call(
-        function, "LAYER-08", arrays, sized_by="parameters", configuration=configuration, **options
-    )
 
 
 def _adafactor(
@@ -282,7 +268,3 @@ def _require_noise(noise: Any, batch: Tree, configuration: Configuration) -> Non
 
 def _numbers(parts: Mapping[str, jax.Array]) -> dict[str, float]:
     return {name: float(part) for name, part in parts.items()}
-
-
-def _numpy(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
