@@ -23,7 +23,7 @@ def run(subject: Subject, console: Console, json: Path | None) -> int:
     render(identity, console)
     made = identify.as_json(identity, subject.name)
     files.write(json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
-    return len(identity.fitting) != 1 and (2 if identity.fitting or not identity.known else 1)
+    return verdict(identity)[0]
 
 
 def render(identity: Identity, console: Console) -> None:
@@ -46,7 +46,7 @@ def render(identity: Identity, console: Console) -> None:
         if len(one["fits"]) < len(DIALECTS):
             fits = ", ".join(one["fits"]) or "no dialect"
             console.print(f"value {name} = {one['value']}: {fits}", markup=False, highlight=False)
-    sentence, style = verdict(identity)
+    _, sentence, style = verdict(identity)
     console.print(sentence, markup=False, highlight=False, style=style)
 
 
@@ -56,23 +56,25 @@ def _speakers(answer: Answer) -> str:
     return ", ".join(one for one in DIALECTS if DIALECTS[one][answer.point] == answer.choice)
 
 
-def verdict(identity: Identity) -> tuple[str, str]:
-    """Return the verdict in a line, and its colour."""
+def verdict(identity: Identity) -> tuple[int, str, str]:
+    """Return the exit code, the verdict in a line, and its colour."""
     shown = f"{len(identity.known)} of {len(POINTS)} points shown"
     if len(identity.fitting) == 1:
-        return f"SPEAKS {identity.fitting[0]}: {shown}, none against it", "bold green"
+        return 0, f"SPEAKS {identity.fitting[0]}: {shown}, none against it", "bold green"
     if identity.fitting:
         fits = " and ".join(identity.fitting)
-        return f"UNDECIDED: {shown}; they fit {fits}, what would tell is not shown", "bold yellow"
+        sentence = f"UNDECIDED: {shown}; they fit {fits}, what would tell is not shown"
+        return 2, sentence, "bold yellow"
     if not identity.known and not any(one.findings for one in identity.answers):
         asked = (
             "what was asked raised or answered nonsense" if identity.raised else "nothing to ask"
         )
-        return f"UNDECIDED: {asked}", "bold yellow"
+        return 2, f"UNDECIDED: {asked}", "bold yellow"
     states = {one.point: one.state for one in identity.answers}
     states |= {name: str(one["value"]) for name, one in identity.values.items()}
     against = [f"{point} ({states[point]})" for point in identity.against(identity.nearest)]
     return (
+        1,
         f"MIXTURE: {shown}; nearest is {identity.nearest}, against it: {', '.join(against)}",
         "bold red",
     )

@@ -47,7 +47,15 @@ CHAPTERS = (
     *("config", "parameters", "layers", "masks", "rotary", "attention", "layer_rejections"),
     *("grouping", "routing", "invariance", "resolution", "other_routers"),
     *("parts", "moe", "moe_rejections", "model", "model_rejections"),
-    *("losses", "cross_entropy", "gradients", "optimizer", "microbatches", "initialisation"),
+    *(
+        "losses",
+        "cross_entropy",
+        "total_loss",
+        "gradients",
+        "optimizer",
+        "microbatches",
+        "initialisation",
+    ),
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
     *("dialects", "programs"),
 )

@@ -20,6 +20,7 @@ CHAPTERS = (
     *(
         "losses",
         "cross_entropy",
+        "total_loss",
         "optimizer",
         "adafactor",
         "microbatches",
