@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance import answers
-from openmoe_conformance.adapter import FUNCTIONS
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.checks.rejecting import must_reject
 from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from openmoe_conformance import real_input, report, report_html, report_junit
-from openmoe_conformance.adapter import FUNCTIONS
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.outcome import LARGEST_ERROR, Outcome, Result, Source
 from openmoe_conformance.profile import PROFILES
 from openmoe_conformance.reference_adapter import ReferenceAdapter

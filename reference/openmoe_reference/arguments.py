@@ -176,3 +176,25 @@ def check_record(decision: object, sizes: dict[str, int], clause: str) -> None:
     places = np.concatenate(place, axis=1)
     if len(np.unique(places, axis=0)) != len(places):
         raise RejectedError("decision.position", clause, "must not give one slot to two choices")
+
+
+def check_ids(name: str, value: object, clause: str, *, below: float = math.inf) -> np.ndarray:
+    """Return whole numbers int64 [n], n may be 0, none of them negative or `below` or more."""
+    array = np.asarray(value) if isinstance(value, list | tuple) else value
+    if not isinstance(array, np.ndarray) or array.ndim != 1:
+        got = getattr(array, "shape", None) or type(value).__name__
+        raise RejectedError(name, clause, f"must be an array [n] of ids, got {got}")
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise RejectedError(name, clause, f"must hold whole numbers, got {array.dtype}")
+    check_within(name, array, clause, 0, below - 1)
+    return array.astype(np.int64)
+
+
+def check_permutation(name: str, value: object, size: int, clause: str) -> np.ndarray:
+    """Return a permutation of 0 ... size - 1, or refuse it."""
+    array = check_ids(name, value, clause)
+    if len(array) != size or not np.array_equal(np.sort(array), np.arange(size)):
+        raise RejectedError(name, clause, f"must be a permutation of {size} places")
+    return array

@@ -158,6 +158,19 @@ POINTS: Mapping[str, Point] = {
             "What is the learning rate before step 10,000?",
             {"flat": "0.01 from step 0 on", "linear": "rising linearly from 0 to 0.01"},
         ),
+        Point(
+            "mode_tokens",
+            "Is the text of a mode put in front of the inputs?",
+            {"prepended": "the ids of its text, as of any other", "none": "no"},
+        ),
+        Point(
+            "prefix_split",
+            "How long is the prefix of a PrefixLM example?",
+            {
+                "uniform": "uniform over all lengths that leave a token on each side",
+                "half": "half of the tokens, rounded down",
+            },
+        ),
     )
 }
 """Every point, by name, in the order of the forward pass."""
@@ -191,6 +204,8 @@ DIALECTS: Mapping[str, Mapping[str, str]] = {
         "feed_forward": "swiglu",
         "balance": "batch",
         "warmup": "linear",
+        "mode_tokens": "none",
+        "prefix_split": "half",
     },
 }
 """The choices of each dialect, by its name."""
@@ -240,6 +255,8 @@ SPEAKS_OF: Mapping[str, tuple[str, ...]] = {
     "extra_mlp": _clauses("MODEL", 3),
     "start_embedding": _clauses("LAYER", 9),
     "warmup": _clauses("OPT", 1),
+    "mode_tokens": _clauses("OBJ", 1, 14),
+    "prefix_split": _clauses("OBJ", 14, 17),
 }
 """Clauses that say the normative option of a point: not those of a dialect with another one."""
 

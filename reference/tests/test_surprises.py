@@ -1,4 +1,4 @@
-"""The surprises of SPEC.md chapter 17 and the consequences of GROUP-10, each as an example that runs.
+"""The surprises of SPEC.md chapter 21 and the consequences of GROUP-10, each as an example that runs.
 
 The router's weights are the unit matrix, so a token's inputs are its logits; experts are fixed.
 """

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openmoe_reference import grouping
+from openmoe_reference import expectations, grouping, noise, vocabulary
 from openmoe_spec import dialects, parameters
 from openmoe_spec.config import PUBLISHED
+from openmoe_spec.data import OBJECTIVES
 from openmoe_tools.coverage import expand
 
 _ANNOTATED = re.compile(r"`([^`]+)`\s+\(=\s*([^)]+)\)")
@@ -39,10 +40,54 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     ),
     "parameters": lambda name: parameters.count(PUBLISHED[name]).total,
     "activated": lambda name: parameters.count(PUBLISHED[name]).activated,
+    "rows": lambda pieces, sentinels: vocabulary.vocabulary(pieces, num_sentinels=sentinels)[
+        "num_embeddings"
+    ],
+    "sentinel": lambda number, pieces, sentinels: vocabulary.vocabulary(
+        pieces, num_sentinels=sentinels
+    )["sentinels"][number],
+    "noise_tokens": lambda length, density: noise.noise_counts(
+        length, noise_density=density, mean_noise_span_length=3.0
+    )["num_noise_tokens"],
+    "segment": lambda objective, inputs: _longest(objective, inputs)["tokens_length"],
+    "targets": lambda objective, inputs: _longest(objective, inputs)["targets_length"],
+    "tokens": lambda objective, prompt: round(_expected(objective, prompt).tokens, 2),
+    "loss": lambda objective, prompt: _expected(objective, prompt).loss_positions,
+    "fill": lambda prompt: round(_fed(prompt)["fill"], 3),
+    "loss_share": lambda prompt: round(_fed(prompt)["loss"], 3),
+    "loss_of": lambda objective, prompt: round(
+        OBJECTIVES[objective].rate
+        * _expected(objective, prompt).loss_positions
+        / (_fed(prompt)["loss"] * sum(_ROW.values())),
+        3,
+    ),
     "paper_total": lambda name: _paper(name).total - _paper(name).vocabulary,
     "paper_activated": lambda name: _paper(name).activated,
 }
 """What an annotated expression may call: arithmetic, and the reference's rules for shapes."""
+
+
+_ROW = {"inputs_length": 1024, "targets_length": 1024}
+
+
+def _longest(objective: int, inputs: int) -> Mapping[str, int]:
+    """Return segment and targets of an objective; PrefixLM's segment is split in two."""
+    made = OBJECTIVES[objective]
+    if made.mean_noise_span_length is None:
+        return {"tokens_length": inputs - 1}
+    return noise.span_lengths(
+        inputs,
+        noise_density=made.noise_density,
+        mean_noise_span_length=made.mean_noise_span_length,
+    )
+
+
+def _expected(objective: int, prompt: int) -> expectations.Expectation:
+    return expectations.of_objective(objective, prompt_length=prompt, **_ROW)
+
+
+def _fed(prompt: int) -> Mapping[str, float]:
+    return expectations.of_mixture(prompt_length=prompt, **_ROW)
 
 
 def _paper(name: str) -> parameters.Counts:
