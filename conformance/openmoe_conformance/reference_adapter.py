@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from openmoe_conformance.reference_data_adapter import ReferenceDataAdapter
 from openmoe_conformance.reference_model_adapter import Dialect
 from openmoe_conformance.reference_training_adapter import ReferenceTrainingAdapter
 from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
@@ -22,7 +23,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
-class ReferenceAdapter(ReferenceTrainingAdapter):
+class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter):
     """The NumPy reference behind the adapter's functions."""
 
     name = "openmoe_reference"

@@ -11,8 +11,8 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.ladder import FINEST_CERTIFIED
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.report import replay_command
 from openmoe_conformance.report_junit import printable
 from openmoe_spec.clauses import CLASSES

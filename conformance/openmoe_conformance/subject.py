@@ -15,9 +15,9 @@ from numpy import ndarray
 
 from openmoe_conformance import answers
 from openmoe_conformance.adapter import UnsupportedError, call, misspelt, offers
-from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.compare import NAMED_ARITHMETIC, Arithmetic
 from openmoe_conformance.outcome import Disagreement, UsageError
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_spec.dialects import DIALECTS, foreign
 from openmoe_spec.records import (
     PARAMETERS,

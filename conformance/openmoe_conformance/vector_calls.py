@@ -7,7 +7,7 @@ raise. So a vector for any clause of arithmetic needs no code. `vectors/README.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance import answers
-from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.checks.rejecting import must_reject
 from openmoe_conformance.compare import close, fields_of, same
 from openmoe_conformance.outcome import Disagreement, Evidence
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.subject import Subject, UnsupportedError
 from openmoe_conformance.vector_cases import Comparison, Kind, VectorCase, below
 from openmoe_spec.config import Configuration
@@ -100,7 +100,29 @@ def _arguments(case: VectorCase, arrays: Mapping[str, ndarray]) -> dict[str, Any
     for name in ("mask", "padding_mask"):
         if arguments.get(name) is not None:
             arguments[name] = arguments[name].astype(bool)
-    return arguments
+    return {name: _lists(name, value) for name, value in arguments.items()}
+
+
+_LISTS = ("documents", "prompts", "examples")
+_IDS = (
+    *("tokens", "segment", "ids", "inputs", "targets", "prompt", "choices"),
+    *("noise_permutation", "nonnoise_permutation", *_LISTS),
+)
+"""Arguments of the data side whose lists are ids, or lists or mappings of such."""
+
+
+def _lists(name: str, value: Any) -> Any:
+    """Return an argument of the data side, stored as plain lists, in arrays."""
+    if name == "noise_mask" and not isinstance(value, ndarray):
+        return np.asarray(value, bool)
+    if name not in _IDS:
+        return value
+    if name in _LISTS and isinstance(value, list):
+        return [_lists("ids", one) for one in value]
+    if isinstance(value, Mapping):
+        return {key: _lists("ids", one) for key, one in value.items()}
+    whole = isinstance(value, list) and all(isinstance(one, int) for one in value)
+    return np.asarray(value, np.int32) if whole else value
 
 
 def _complete(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +191,11 @@ def _compare(
             found = _as_stored(answer, found, expected)
         for field, value in expected.items():
             _compare(f"{name}.{field}", found[field], value, bounds, evidence)
+    elif isinstance(expected, list) and any(isinstance(one, list | Mapping) for one in expected):
+        if not isinstance(answer, Sequence | ndarray) or len(answer) != len(expected):
+            raise Disagreement(f"{name}: must be a sequence of {len(expected)}")
+        for place, (one, wanted) in enumerate(zip(answer, expected, strict=True)):
+            _compare(f"{name}[{place}]", one, wanted, bounds, evidence)
     elif np.asarray(expected).dtype.kind == "f" and bounds:
         close(name, answers.array(name, answer), expected, evidence, **{"relative": 0.0} | bounds)
     else:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from openmoe_conformance import real_input, report, report_html, report_junit
-from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.outcome import LARGEST_ERROR, Outcome, Result, Source
 from openmoe_conformance.profile import PROFILES
+from openmoe_conformance.protocol import FUNCTIONS
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_conformance.subject import Subject
 from openmoe_spec import clauses

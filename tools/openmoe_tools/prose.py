@@ -67,7 +67,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """What an annotated expression may call: arithmetic, and the reference's rules for shapes."""
 
 
-_ROW = {"inputs_length": 1024, "targets_length": 1024}
+_ROW: Mapping[str, int] = {"inputs_length": 1024, "targets_length": 1024}
 
 
 def _longest(objective: int, inputs: int) -> Mapping[str, int]:
