@@ -176,21 +176,7 @@ def _compare(
     name: str, answer: Any, expected: Any, bounds: dict[str, float], evidence: Evidence
 ) -> None:
     if isinstance(expected, Mapping):
-        if isinstance(answer, list | tuple):
-            answer = dict(enumerate(answer))
-        found = fields_of(answer, tuple(expected))
-        hidden = [field for field in expected if field in _SHOWN and not found[field]]
-        lacking = [str(field) for field in expected if found[field] is None]
-        if hidden or (lacking and name.endswith(".metrics")):
-            raise UnsupportedError(
-                f"{name.removesuffix('.metrics')} shows no {(hidden or lacking)[0]}"
-            )
-        if lacking:
-            raise Disagreement(f"{name}: lacks {', '.join(lacking)}")
-        if isinstance(answer, Decision):
-            found = _as_stored(answer, found, expected)
-        for field, value in expected.items():
-            _compare(f"{name}.{field}", found[field], value, bounds, evidence)
+        _compare_fields(name, answer, expected, bounds, evidence)
     elif isinstance(expected, list) and any(isinstance(one, list | Mapping) for one in expected):
         if not isinstance(answer, Sequence | ndarray) or len(answer) != len(expected):
             raise Disagreement(f"{name}: must be a sequence of {len(expected)}")
@@ -200,6 +186,28 @@ def _compare(
         close(name, answers.array(name, answer), expected, evidence, **{"relative": 0.0} | bounds)
     else:
         same(name, answer, expected)
+
+
+def _compare_fields(
+    name: str,
+    answer: Any,
+    expected: Mapping[str, Any],
+    bounds: dict[str, float],
+    evidence: Evidence,
+) -> None:
+    if isinstance(answer, list | tuple):
+        answer = dict(enumerate(answer))
+    found = fields_of(answer, tuple(expected))
+    hidden = [field for field in expected if field in _SHOWN and not found[field]]
+    lacking = [str(field) for field in expected if found[field] is None]
+    if hidden or (lacking and name.endswith(".metrics")):
+        raise UnsupportedError(f"{name.removesuffix('.metrics')} shows no {(hidden or lacking)[0]}")
+    if lacking:
+        raise Disagreement(f"{name}: lacks {', '.join(lacking)}")
+    if isinstance(answer, Decision):
+        found = _as_stored(answer, found, expected)
+    for field, value in expected.items():
+        _compare(f"{name}.{field}", found[field], value, bounds, evidence)
 
 
 def _as_stored(
