@@ -26,7 +26,7 @@ from openmoe_reference import (
     objectives,
     vocabulary,
 )
-from openmoe_spec.data import END, PAD
+from openmoe_spec.data import END, MAX_DOCUMENT_LENGTH, PAD
 from openmoe_spec.errors import RejectedError
 
 Example = Mapping[str, ndarray]
@@ -97,11 +97,13 @@ class ReferenceDataAdapter(ReferenceModelAdapter):
 
     # ---- documents -------------------------------------------------------------------------
 
-    def num_blocks(self, length: int, **options: int) -> int:
-        return documents.num_blocks(length, **options)
+    def num_blocks(self, length: int, *, max_length: int = MAX_DOCUMENT_LENGTH) -> int:
+        return documents.num_blocks(length, max_length=max_length)
 
-    def document_block(self, tokens: ndarray, block: int, **options: int) -> ndarray:
-        return documents.document_block(tokens, block, **options)
+    def document_block(
+        self, tokens: ndarray, block: int, *, max_length: int = MAX_DOCUMENT_LENGTH
+    ) -> ndarray:
+        return documents.document_block(tokens, block, max_length=max_length)
 
     def join_documents(self, given: Sequence[ndarray], *, end: int | None = None) -> ndarray:
         return documents.join_documents(given, end=end)
@@ -136,8 +138,8 @@ class ReferenceDataAdapter(ReferenceModelAdapter):
 
     # ---- draws -----------------------------------------------------------------------------
 
-    def draw_noise_masks(self, length: int, **options: Any) -> ndarray:
-        return draws.draw_noise_masks(length, **options)
+    def draw_noise_masks(self, length: int, *, count: int, seed: int, **how: float) -> ndarray:
+        return draws.draw_noise_masks(length, count=count, seed=seed, **how)
 
     def draw_splits(self, length: int, *, count: int, seed: int) -> ndarray:
         return draws.draw_splits(length, count=count, seed=seed)
@@ -145,8 +147,8 @@ class ReferenceDataAdapter(ReferenceModelAdapter):
     def draw_objectives(self, count: int, *, seed: int) -> ndarray:
         return draws.draw_objectives(count, seed=seed)
 
-    def draw_blocks(self, length: int, **options: int) -> ndarray:
-        return draws.draw_blocks(length, **options)
+    def draw_blocks(self, length: int, *, count: int, seed: int, **options: int) -> ndarray:
+        return draws.draw_blocks(length, count=count, seed=seed, **options)
 
     def draw_tasks(self, mixture: str, count: int, *, seed: int) -> tuple[str, ...]:
         return draws.draw_tasks(mixture, count, seed=seed)

@@ -57,6 +57,7 @@ CHAPTERS = (
         "initialisation",
     ),
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
+    *("vocabulary", "noise", "objectives", "documents", "batching", "draws", "feeding"),
     *("dialects", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -28,8 +28,8 @@ CHAPTERS = (
         "decoding",
         "decoding_steps",
         "sampling",
-        "dialects",
     ),
+    *("vocabulary", "noise", "objectives", "documents", "batching", "dialects"),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

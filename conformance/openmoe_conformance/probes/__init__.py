@@ -38,7 +38,7 @@ class Probe:
     by_option: bool = False
 
 
-CHAPTERS = ("attention", "experts", "training", "decoding")
+CHAPTERS = ("attention", "experts", "training", "decoding", "data")
 """Modules of probes; earlier ones settle what later ones build on."""
 
 _REGISTRY: list[Probe] = []

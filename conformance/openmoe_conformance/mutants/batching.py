@@ -1,0 +1,357 @@
+"""Mutants of SPEC.md "Batching"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from numpy import ndarray
+
+from openmoe_conformance.mutants import mutant
+from openmoe_conformance.reference_adapter import ReferenceAdapter
+from openmoe_reference import batching
+
+Examples = Sequence[Mapping[str, ndarray]]
+Features = Mapping[str, ndarray]
+
+PACKED, SHIFTED = batching.packed, batching.shifted
+"""The reference's own, for mutants that put others in their places."""
+
+
+def _other(features: Features, name: str, array: ndarray) -> Features:
+    """Return features with another one of a name."""
+    return {**features, f"decoder_{name}": array.astype(np.int32)}
+
+
+def _tokens(features: Features) -> ndarray:
+    return features["decoder_target_tokens"]
+
+
+# ---- not packed --------------------------------------------------------------------------------
+
+
+@mutant("BATCH-01")
+class InputsAreFilledUpFirst(ReferenceAdapter):
+    """Inputs are padded to their length before the targets follow."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        lengths = options["lengths"]
+        if options["pack"] or "inputs" not in lengths:
+            return right
+        rows = [
+            [np.pad(one[n], (0, size - len(one[n]))) for n, size in sorted(lengths.items())]
+            for one in examples
+        ]
+        return _other(right, "target_tokens", np.array([np.concatenate(row) for row in rows]))
+
+
+@mutant("BATCH-01")
+class AStartStandsBetween(ReferenceAdapter):
+    """An id 1 stands between inputs and targets."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        if "inputs" in options["lengths"] and all("inputs" in one for one in examples):
+            longer = dict(options["lengths"])
+            super().decoder_features(examples, **options)
+            longer["inputs"] += 1
+            joined = [{**one, "inputs": np.append(one["inputs"], 1)} for one in examples]
+            wide = super().decoder_features(joined, **options | {"lengths": longer})
+            return {name: array[:, :-1] for name, array in wide.items()}
+        return super().decoder_features(examples, **options)
+
+
+@mutant("BATCH-02")
+class TargetsAreFed(ReferenceAdapter):
+    """What is fed is not shifted."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        return _other(right, "input_tokens", _tokens(right))
+
+
+@mutant("BATCH-02")
+class TheLastTargetIsNotFed(ReferenceAdapter):
+    """The first padding is fed 0: the row ends with its last target."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        return _other(right, "input_tokens", right["decoder_input_tokens"] * (_tokens(right) != 0))
+
+
+@mutant("BATCH-02")
+class RowsBeginWithPadding(ReferenceAdapter):
+    """The first id is 0 whatever the start token is."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        first = np.arange(right["decoder_input_tokens"].shape[1]) == 0
+        return _other(right, "input_tokens", np.where(first, 0, right["decoder_input_tokens"]))
+
+
+@mutant("BATCH-03")
+class InputsHaveWeights(ReferenceAdapter):
+    """Every token has a weight."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        return super().decoder_features(examples, **options | {"loss_on_targets_only": False})
+
+
+@mutant("BATCH-03")
+class TheFirstTargetHasNoWeight(ReferenceAdapter):
+    """The position that is fed the last input has no weight."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        weights = right["decoder_loss_weights"]
+        if not options.get("loss_on_targets_only", True) or options["pack"]:
+            return right
+        before = np.roll(weights, 1, axis=1)
+        before[:, 0] = 0
+        return _other(right, "loss_weights", weights * before)
+
+
+@mutant("BATCH-03")
+class EndsHaveNoWeight(ReferenceAdapter):
+    """The last target of a row is not learnt."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        after = np.roll(_tokens(right), -1, axis=1)
+        after[:, -1] = 0
+        return _other(right, "loss_weights", right["decoder_loss_weights"] * (after != 0))
+
+
+@mutant("BATCH-04")
+class PrefixesEndWithTheInputs(ReferenceAdapter):
+    """The flags cover the inputs and no position more."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        if "decoder_causal_attention" not in right or options["pack"]:
+            return right
+        flags = right["decoder_causal_attention"]
+        return _other(right, "causal_attention", np.pad(flags, ((0, 0), (0, 1)))[:, 1:])
+
+
+@mutant("BATCH-05")
+class CausalRowsHaveAnEmptyPrefix(ReferenceAdapter):
+    """Targets alone are rows with inputs of length 0."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        lengths = dict(options["lengths"])
+        if "inputs" not in lengths and all("targets" in one for one in examples):
+            lengths["inputs"] = 0
+            empty = np.zeros(0, np.int64)
+            return super().decoder_features(
+                [{**one, "inputs": empty} for one in examples], **options | {"lengths": lengths}
+            )
+        return super().decoder_features(examples, **options)
+
+
+# ---- packed ------------------------------------------------------------------------------------
+
+
+class _OtherPacking(ReferenceAdapter):
+    """Rows that are packed in another way."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        raise NotImplementedError
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        with patch.object(batching, "packed", self.packed):
+            return super().decoder_features(examples, **options)
+
+
+@mutant("BATCH-06")
+class RowsAreFilledUpAgain(_OtherPacking):
+    """An example goes into the first row that has room."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        rows: list[list[batching.Parts]] = []
+        for one in examples:
+            size = np.count_nonzero(one["targets"])
+            for row in rows:
+                if sum(np.count_nonzero(o["targets"]) for o in row) + size <= length:
+                    row.append(one)
+                    break
+            else:
+                rows.append([one])
+        made = [PACKED(row, length) for row in rows]
+        return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
+
+
+@mutant("BATCH-06")
+class BatchesAreNeverClosed(_OtherPacking):
+    """A row stays open however many examples came."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        kept: list[list[batching.Parts]] = [[]]
+        used = 0
+        for one in examples:
+            size = max(int(np.count_nonzero(part)) for part in one.values())
+            if used + size > length:
+                kept.append([])
+                used = 0
+            kept[-1].append(one)
+            used += size
+        found = [
+            {n: a[:, :length] for n, a in PACKED(row, max(len(row), length)).items()}
+            for row in kept
+            if row
+        ]
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+
+@mutant("BATCH-06")
+class OneExampleARow(_OtherPacking):
+    """Nothing is packed."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        made = [PACKED([one], length) for one in examples]
+        return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
+
+
+@mutant("BATCH-07")
+class PositionsRunOn(ReferenceAdapter):
+    """Positions count from 0 in the row, not in each example."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        if not options["pack"]:
+            return right
+        real = right["decoder_segment_ids"] > 0
+        return _other(right, "positions", np.arange(real.shape[1]) * real)
+
+
+@mutant("BATCH-07")
+class SegmentsCountFrom0(ReferenceAdapter):
+    """The first example of a row is segment 0, as padding is."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        if not options["pack"]:
+            return right
+        return _other(right, "segment_ids", np.maximum(right["decoder_segment_ids"] - 1, 0))
+
+
+@mutant("BATCH-07")
+class ExamplesBeginWithTheEndBefore(ReferenceAdapter):
+    """An example in the middle of a row is fed the last id of the one before it."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        def running(targets: ndarray, _: ndarray | None = None, *, start: int) -> ndarray:
+            return SHIFTED(targets, None, start=start)
+
+        with patch.object(batching, "shifted", running):
+            return super().decoder_features(examples, **options)
+
+
+@mutant("BATCH-07")
+class OnlyRowsBeginWithTheStart(ReferenceAdapter):
+    """An example in the middle of a row begins with 0, whatever the start token is."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        fed, segments = right["decoder_input_tokens"], right.get("decoder_segment_ids")
+        if segments is None:
+            return right
+        begins = np.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+        return _other(right, "input_tokens", np.where(begins, 0, fed))
+
+
+# ---- traps -------------------------------------------------------------------------------------
+
+
+@mutant("BATCH-08")
+class PaddingNeverHasAWeight(ReferenceAdapter):
+    """Weights are those of targets that are not 0: what one would write without looking."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        right = super().decoder_features(examples, **options)
+        return _other(right, "loss_weights", right["decoder_loss_weights"] * (_tokens(right) != 0))
+
+
+@mutant("BATCH-08")
+class ExamplesAreAsLongAsTheyAre(_OtherPacking):
+    """An id 0 inside a packed example takes a position."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        marked = [
+            {n: np.where((n == "targets") & (a == 0), -7, a) for n, a in one.items()}
+            for one in examples
+        ]
+        rows = PACKED(marked, length)
+        return {**rows, "targets": np.where(rows["targets"] == -7, 0, rows["targets"])}
+
+
+@mutant("BATCH-09")
+class EmptyTargetsStayEmpty(ReferenceAdapter):
+    """No id is put in their place."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        laid_out = batching._laid_out  # noqa: SLF001 - the one place where it is put
+
+        def bare(example: Any, sizes: Mapping[str, int], name: str) -> batching.Parts:
+            parts = laid_out(example, sizes, name)
+            if "inputs" in sizes and not len(example["targets"]):
+                return {n: a[:-1] for n, a in parts.items()}
+            return parts
+
+        with patch.object(batching, "_laid_out", bare):
+            return super().decoder_features(examples, **options)
+
+
+@mutant("BATCH-09")
+class EmptyTargetsAreAnEnd(ReferenceAdapter):
+    """An example without targets learns to end."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        if "inputs" in options["lengths"] and all("targets" in one for one in examples):
+            examples = [
+                {**one, "targets": one["targets"] if len(one["targets"]) else np.array([1])}
+                for one in examples
+            ]
+        return super().decoder_features(examples, **options)
+
+
+# ---- the rest ----------------------------------------------------------------------------------
+
+
+@mutant("BATCH-10")
+class LongExamplesAreCut(ReferenceAdapter):
+    """What is longer than its length is cut."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        lengths = options["lengths"]
+        cut = [{n: a[: lengths.get(n, 0)] for n, a in one.items()} for one in examples]
+        return super().decoder_features(cut, **options)
+
+
+@mutant("BATCH-10")
+class MissingFeaturesAreEmpty(ReferenceAdapter):
+    """A feature that an example lacks is empty."""
+
+    def decoder_features(self, examples: Examples, **options: Any) -> Features:
+        empty = dict.fromkeys(options["lengths"], np.zeros(0, np.int64))
+        return super().decoder_features([{**empty, **one} for one in examples], **options)
+
+
+@mutant("BATCH-11")
+class PositionsAreTokens(ReferenceAdapter):
+    """Padding counts as tokens: the paper's 780 billion."""
+
+    def feed_statistics(self, features: Features) -> Mapping[str, int]:
+        right = super().feed_statistics(features)
+        return {**right, "tokens": right["positions"]}
+
+
+@mutant("BATCH-11")
+class RowsAreExamples(ReferenceAdapter):
+    """Every row counts as one example."""
+
+    def feed_statistics(self, features: Features) -> Mapping[str, int]:
+        right = super().feed_statistics(features)
+        return {**right, "examples": right["rows"]}
