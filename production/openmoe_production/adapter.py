@@ -13,13 +13,15 @@ import numpy as np
 from openmoe_production import grouping, layers, losses, moe, programs, routing
 from openmoe_production.arguments import require_floats, require_integers
 from openmoe_production.calling import as_numpy, call
+from openmoe_production.data_adapter import DataAdapter
 from openmoe_production.model_adapter import ModelAdapter
+from openmoe_production.text_adapter import TextAdapter
 from openmoe_production.training_adapter import TrainingAdapter
 from openmoe_spec import __version__, config
 from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
-class Adapter(ModelAdapter, TrainingAdapter):
+class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
     """Every chapter of this version, in float32 at full precision."""
 
     name = "openmoe_production"

@@ -180,7 +180,12 @@ def check_record(decision: object, sizes: dict[str, int], clause: str) -> None:
 
 def check_ids(name: str, value: object, clause: str, *, below: float = math.inf) -> np.ndarray:
     """Return whole numbers int64 [n], n may be 0, none of them negative or `below` or more."""
-    array = np.asarray(value) if isinstance(value, list | tuple) else value
+    try:
+        array = np.asarray(value) if isinstance(value, list | tuple) else value
+    except ValueError as error:
+        raise RejectedError(
+            name, clause, "must be an array [n] of ids, got a ragged list"
+        ) from error
     if not isinstance(array, np.ndarray) or array.ndim != 1:
         got = getattr(array, "shape", None) or type(value).__name__
         raise RejectedError(name, clause, f"must be an array [n] of ids, got {got}")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_ids, check_integer
+from openmoe_reference.arguments import check_choice, check_ids, check_integer
 from openmoe_reference.noise import span_lengths
 from openmoe_spec.data import (
     END,
@@ -130,9 +130,9 @@ def mix_streams(lengths: Sequence[int], choices: Int[ndarray, " n"]) -> Int[ndar
 
     Errors: RejectedError DATA-11. Spec: DATA-07. Source: tf.data sample_from_datasets.
     """
-    left = [check_integer("lengths", one, "DATA-11", least=0) for one in lengths]
-    if not left:
+    if not isinstance(lengths, Sequence) or not lengths:
         raise RejectedError("lengths", "DATA-11", "must be of at least one stream")
+    left = [check_integer("lengths", one, "DATA-11", least=0) for one in lengths]
     taken, order = [0] * len(left), []
     for stream in check_ids("choices", choices, "DATA-11", below=len(left)).tolist():
         if taken[stream] < left[stream]:
@@ -146,8 +146,7 @@ def mixture(name: str) -> Mapping[str, float]:
 
     Errors: RejectedError DATA-11. Spec: DATA-08. Source: t5 mixtures.py.
     """
-    if name not in MIXTURES:
-        raise RejectedError("name", "DATA-11", f"must be one of {', '.join(MIXTURES)}")
+    check_choice("name", name, tuple(MIXTURES), "DATA-11")
     total = sum(MIXTURES[name].values())
     return {task: rate / total for task, rate in MIXTURES[name].items()}
 
@@ -163,8 +162,7 @@ def sft_texts(task: str, fields: Mapping[str, str]) -> Mapping[str, str]:
 
     Errors: RejectedError DATA-11. Spec: DATA-10. Source: preprocessors.py::wildchat_sft, orca_sft.
     """
-    if task not in _SFT_FIELDS:
-        raise RejectedError("task", "DATA-11", f"must be one of {', '.join(_SFT_FIELDS)}")
+    check_choice("task", task, tuple(_SFT_FIELDS), "DATA-11")
     for name in _SFT_FIELDS[task]:
         if not isinstance(fields, Mapping) or not isinstance(fields.get(name), str):
             raise RejectedError("fields", "DATA-11", f"must hold a text {name}")

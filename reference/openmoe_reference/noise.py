@@ -20,6 +20,9 @@ from openmoe_reference.arguments import (
 )
 from openmoe_spec.errors import RejectedError
 
+LONGEST = 2**20
+"""Tokens of a segment, at most: with next to nothing but noise any segment would fit."""
+
 
 def noise_counts(
     length: int, *, noise_density: float, mean_noise_span_length: float
@@ -31,19 +34,20 @@ def noise_counts(
     """
     length = max(check_integer("length", length, "OBJ-06", least=1), 2)
     density = _density(noise_density)
-    mean = check_positive("mean_noise_span_length", mean_noise_span_length, "OBJ-06")
+    mean = _mean(mean_noise_span_length)
     noise = int(np.rint(np.float32(length) * np.float32(density)))
     noise = min(max(noise, 1), length - 1)
-    spans = max(int(np.rint(np.float32(noise) / np.float32(mean))), 1)
+    with np.errstate(over="ignore"):  # there may be more spans than float32 holds
+        spans = max(np.rint(np.float32(noise) / np.float32(mean)), 1)
     if spans > min(noise, length - noise):
         raise RejectedError(
             "mean_noise_span_length",
             "OBJ-06",
-            f"{spans} spans cannot be cut from {noise} tokens of noise and {length - noise} others",
+            f"{spans:.0f} spans cannot be cut from {noise} tokens of noise and {length - noise} others",
         )
     return {
         "num_noise_tokens": noise,
-        "num_noise_spans": spans,
+        "num_noise_spans": int(spans),
         "num_nonnoise_tokens": length - noise,
     }
 
@@ -103,11 +107,10 @@ def span_lengths(
     """Return tokens_length, the longest segment whose inputs fit, and its targets_length.
 
     The search begins one below the inputs' length, which is not looked at itself.
-    Errors: RejectedError OBJ-06, also when any segment fits. Spec: OBJ-05. Source: preprocessors.py::random_spans_helper.
+    Errors: RejectedError OBJ-06, also when a segment of LONGEST tokens fits. Spec: OBJ-05. Source: preprocessors.py::random_spans_helper.
     """
-    inputs_length = check_integer("inputs_length", inputs_length, "OBJ-06", least=1)
-    density = _density(noise_density)
-    mean = check_positive("mean_noise_span_length", mean_noise_span_length, "OBJ-06")
+    inputs_length = check_integer("inputs_length", inputs_length, "OBJ-06", least=1, most=LONGEST)
+    density, mean = _density(noise_density), _mean(mean_noise_span_length)
     extra = [
         check_integer(name, value, "OBJ-06", least=0)
         for name, value in (
@@ -122,10 +125,12 @@ def span_lengths(
         return tokens - noise + spans * extra[0] + 1, noise + spans * extra[1] + 1
 
     tokens = inputs_length - 1
-    if density == 1 and extra[0] == 0:
-        raise RejectedError("noise_density", "OBJ-06", "any segment fits: its inputs are empty")
     while lengths(tokens + 1)[0] <= inputs_length:
         tokens += 1
+        if tokens > LONGEST:
+            raise RejectedError(
+                "noise_density", "OBJ-06", f"segments of {LONGEST} tokens still fit"
+            )
     inputs, targets = lengths(tokens)
     if density == 0.5 and targets > inputs:
         tokens, targets = tokens - 1, targets - 1
@@ -145,6 +150,15 @@ def prefix_bounds(length: int, *, noise_density: float = 0.5) -> tuple[int, int]
     most = length - 1
     share = np.float32(1 - 2 * density) * np.float32(most)
     return min(most, max(1, int(np.rint(share)))), most
+
+
+def _mean(value: object) -> float:
+    """Return a span length that float32 holds: neither 0 nor infinite there."""
+    mean = check_positive("mean_noise_span_length", value, "OBJ-06")
+    limits = np.finfo(np.float32)
+    if not float(limits.tiny) <= mean <= float(limits.max):
+        raise RejectedError("mean_noise_span_length", "OBJ-06", f"must be a float32, got {mean}")
+    return mean
 
 
 def _density(value: object) -> float:

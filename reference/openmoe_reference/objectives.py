@@ -142,7 +142,7 @@ def finish_example(
         "inputs": check_integer("inputs_length", inputs_length, "OBJ-15", least=2),
         "targets": check_integer("targets_length", targets_length, "OBJ-15", least=2),
     }
-    if isinstance(ends, str) or not set(ends) <= set(lengths):
+    if not isinstance(ends, tuple | list) or any(name not in lengths for name in ends):
         raise RejectedError("ends", "OBJ-15", f"must name features, got {ends!r}")
     mode = check_ids("prompt", () if prompt is None else prompt, "OBJ-15")
     inputs = np.concatenate([mode, check_ids("inputs", inputs, "OBJ-15")])
@@ -174,7 +174,10 @@ def ul2_example(
     Source: preprocessors.py::ul2_objective.
     """
     index = check_integer("objective", objective, "OBJ-15", least=0, most=len(OBJECTIVES) - 1)
-    tokens = check_ids("segment", segment, "OBJ-15")
+    size = check_integer("vocabulary_size", vocabulary_size, "OBJ-09", least=1)
+    check_integer("num_sentinels", num_sentinels, "OBJ-09", least=0, most=size)
+    check_choice("overflow", overflow, OVERFLOWS, "OBJ-09")
+    tokens = check_ids("segment", segment, "OBJ-09", below=size)
     if not len(tokens):
         raise RejectedError("segment", "OBJ-15", "must not be empty")
     chosen = choices(dialect)
