@@ -38,10 +38,12 @@ def import_set(source: Path, target: Path) -> dict[str, int]:
             raise UsageError(case.faults[0])
         if case.chapter:
             chapters.setdefault(case.chapter, []).append(case)
+    given = index.get("versions")
+    versions = given if isinstance(given, dict) else {}
     provenance = {
-        "program": index.get("oracle", index.get("source")),
-        "python": index.get("python"),
-        "versions": index.get("versions"),
+        "program": index.get("oracle", index.get("source", versions.get("t5_fork"))),
+        "python": index.get("python", versions.get("python")),
+        "versions": given,
         "layout": index.get("format", index.get("conventions")),
     }
     try:
@@ -80,12 +82,16 @@ def _write_chapter(
             "file": file,
             "arrays": list(arrays),
         }
-        rows.append(row | ({"borrows": lender} if lender else {}))
-    files = {}
+        row |= {"borrows": lender} if lender else {}
+        rows.append(row | ({"model": case.model.name} if case.model else {}))
     for name, content in archives.items():
-        path = folder / name
-        np.savez_compressed(path, **content)  # type: ignore[arg-type]
-        data = path.read_bytes()
+        np.savez_compressed(folder / name, **content)  # type: ignore[arg-type]
+    models = {case.model.name: case.model for case in every.values() if case.model}
+    for name, model in models.items():
+        (folder / name).write_bytes(model.read_bytes())
+    files = {}
+    for name in (*archives, *models):
+        data = (folder / name).read_bytes()
         files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     index = {"schema": SCHEMA, "chapter": chapter, "provenance": provenance, "files": files}
     (folder / "index.json").write_text(_text(index, rows), encoding="utf-8")
@@ -95,8 +101,11 @@ def _write_chapter(
 def _alike(
     case: VectorCase, rows: list[dict[str, Any]], stored: Mapping[str, Arrays]
 ) -> str | None:
-    """Return an earlier case of the same arrays, nearly all of them equal: they are borrowed."""
-    mine = stored[case.id]
+    """Return an earlier case of the same arrays, nearly all of them equal: they are borrowed.
+
+    A call borrows nothing: its arguments and its answer are known by the arrays of its own.
+    """
+    mine = stored[case.id] if case.kind != "call" else {}
     for row in rows:
         theirs = stored[row["id"]]
         if row["kind"] == case.kind and "borrows" not in row and theirs.keys() == mine.keys():

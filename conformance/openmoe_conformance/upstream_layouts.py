@@ -1,6 +1,6 @@
 """The layouts that vectors of the original programs come in: no hashes, no clause ids.
 
-The clause that each comparison decides is supplied by the readers of the two programs' layouts.
+The clause that each comparison decides is supplied by the readers of the three programs' layouts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmoe_conformance import upstream_t5x, upstream_torch_port
-from openmoe_conformance.upstream_rows import later
+from openmoe_conformance import upstream_t5x, upstream_torch_port, upstream_ul2
 from openmoe_conformance.vector_cases import VectorCase
 
 
@@ -24,5 +23,5 @@ def upstream_cases(folder: Path, index: Mapping[str, Any]) -> list[VectorCase] |
     if "conventions" in index:
         return upstream_torch_port.cases(folder)
     if isinstance(index.get("groups"), dict):
-        return [later(folder, name, "the data chapters") for name in index["groups"]]
+        return upstream_ul2.cases(folder, index)
     return None

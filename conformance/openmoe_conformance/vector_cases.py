@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 from numpy import ndarray
 
+from openmoe_conformance import model_files
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.subject import Subject
 
@@ -37,8 +38,9 @@ class VectorCase:
 
     `faults` say why it is unusable, `skip` why no version of this kit, or only a later one, can run
     it. An array stands in `file` under `keys`, or else under `<id>/<name>`. The arrays of `lender`,
-    a case of the same set, are this case's too. `chapter` is the folder that an import writes it
-    to; empty: it is not imported.
+    a case of the same set, are this case's too. `model` is a SentencePiece file that the
+    implementation is given by its path. `chapter` is the folder that an import writes it to; empty:
+    it is not imported.
     """
 
     set_name: str
@@ -55,6 +57,8 @@ class VectorCase:
     keys: Mapping[str, str] = field(default_factory=dict)
     lender: VectorCase | None = None
     chapter: str = ""
+    model: Path | None = None
+    model_sha256: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,16 +72,18 @@ class VectorCase:
         return (self.lender.load() if self.lender else {}) | self.own()
 
     def own(self) -> dict[str, ndarray]:
-        """Return the arrays that are not borrowed. Errors: VectorError naming file and case."""
+        """Return the arrays that are not borrowed; a model must be whole too.
+
+        Errors: VectorError naming file and case.
+        """
         if self.faults:
             raise VectorError(self.faults[0])
+        if self.model is not None:
+            self._content(self.model, self.model_sha256)
         if self.file is None:
             return {}
         where = f"{self.file.name}, case {self.id}"
-        try:
-            content = _archive(str(self.file), self.sha256)
-        except VectorError as error:
-            raise VectorError(f"{where}: {error}") from error
+        content = self._content(self.file, self.sha256)
         found = {}
         for name in self.arrays:
             try:
@@ -88,6 +94,12 @@ class VectorCase:
                 raise VectorError(f"{where}: array {name} cannot be read ({error})") from error
         return found
 
+    def _content(self, file: Path, sha256: str | None) -> Any:
+        try:
+            return _archive(str(file), sha256)
+        except VectorError as error:
+            raise VectorError(f"{file.name}, case {self.id}: {error}") from error
+
 
 Run = Callable[[Subject, VectorCase, Arrays, Evidence], None]
 """Compares one thing of a case; raises Disagreement where it fails."""
@@ -95,10 +107,11 @@ Run = Callable[[Subject, VectorCase, Arrays, Evidence], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison, and patterns of the names it is made of, each matched by an array."""
+    """One comparison, patterns of the names it is made of, each matched by an array, and its config."""
 
     run: Run
     arrays: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """Return the patterns that none of `names` matches."""
@@ -159,8 +172,7 @@ def _archive(path: str, sha256: str | None) -> Any:
             raise VectorError(f"cannot be read ({error.strerror})") from error
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise VectorError("its sha256 is not the one in index.json: truncated or changed")
-        is_tensors = path.endswith(".safetensors")
-        form, read = ("safetensors file", _tensors) if is_tensors else ("npz archive", _npz)
+        form, read = _FORMS.get(Path(path).suffix, ("npz archive", _npz))
         try:
             _OPEN[key] = read(content)
         except Exception as error:
@@ -186,6 +198,27 @@ def _tensors(content: bytes) -> dict[str, ndarray]:
     }
 
 
+_FORMS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
+    ".safetensors": ("safetensors file", _tensors),
+    ".model": ("SentencePiece model", model_files.num_pieces),
+}
+"""What files with an ending are, and how they are read; all others are npz archives."""
+
+
+def pieces_of(path: Path) -> int:
+    """Return how many pieces a SentencePiece file has. Errors: VectorError saying what is wrong."""
+    return int(_archive(str(path), None))
+
+
 def keys_of(path: Path) -> tuple[str, ...]:
     """Return the keys of an npz or safetensors file. Errors: VectorError saying what is wrong."""
     return tuple(_archive(str(path), None))
+
+
+def array_of(path: Path, key: str) -> ndarray:
+    """Return one array of a file. Errors: VectorError saying what is wrong."""
+    content = _archive(str(path), None)
+    try:
+        return np.asarray(content[key])
+    except Exception as error:
+        raise VectorError(f"{path.name}: array {key} cannot be read ({error})") from error

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from openmoe_conformance import (
+    vector_batching,
     vector_calls,
     vector_components,
     vector_decoding,
     vector_layers,
     vector_models,
+    vector_noise,
     vector_optimizer,
     vector_parameters,
     vector_port,
     vector_port_decoding,
     vector_port_routers,
     vector_routers,
+    vector_text,
 )
 from openmoe_conformance.outcome import Evidence
 from openmoe_conformance.subject import Subject
@@ -36,6 +39,9 @@ KINDS: Mapping[str, Kind] = {
     **vector_port_routers.KINDS,
     **vector_port.KINDS,
     **vector_port_decoding.KINDS,
+    **vector_text.KINDS,
+    **vector_noise.KINDS,
+    **vector_batching.KINDS,
     **vector_calls.KINDS,
 }
 """Kinds of cases by name."""
@@ -54,8 +60,11 @@ def missing(case: VectorCase) -> str:
     lacking |= {p for name in case.comparisons for p in kind.comparisons[name].lacking(case.names)}
     if lacking:
         return f"{where}: lacks array {', '.join(sorted(lacking))}"
-    absent = sorted(set(kind.config) - set(case.config))
-    if absent:
+    wanted = {
+        *kind.config,
+        *(k for name in case.comparisons for k in kind.comparisons[name].config),
+    }
+    if absent := sorted(wanted - set(case.config)):
         return f"{where}: its config lacks {', '.join(absent)}"
     wrong = vector_calls.malformed(case) if case.kind == "call" else ""
     return f"{where}: {wrong}" if wrong else ""

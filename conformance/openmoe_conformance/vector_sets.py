@@ -1,8 +1,8 @@
 """Stored vectors: the project's own layout, and the layout they came in.
 
 A set is a folder. Own layout: a folder a chapter, each with `index.json` (schema, provenance,
-files with sha256, cases with a clause id for each comparison) and npz files with keys
-`<id>/<array>`; a case may borrow the arrays of another. The upstream layouts `t5x`, `torch_port` and `ul2` have no hashes or clause ids;
+files with sha256, cases with a clause id for each comparison), npz files with keys `<id>/<array>`
+and SentencePiece models; a case may borrow the arrays of another. The upstream layouts `t5x`, `torch_port` and `ul2` have no hashes or clause ids;
 `upstream_layouts` supplies those. Whatever is wrong with a file becomes a fault of its cases, never a
 crash. The layouts are described in `vectors/README.md`.
 """
@@ -100,6 +100,7 @@ def _own(index: Path, content: Mapping[str, Any]) -> Iterator[VectorCase]:
 
 
 def _case(index: Path, row: Mapping[str, Any], files: Mapping[str, Any]) -> VectorCase:
+    model = row.get("model")
     return VectorCase(
         index.parent.name,
         row["id"],
@@ -110,14 +111,19 @@ def _case(index: Path, row: Mapping[str, Any], files: Mapping[str, Any]) -> Vect
         tuple(row.get("arrays", ())),
         index.parent / row["file"] if row.get("file") else None,
         files.get(str(row.get("file")), {}).get("sha256"),
+        model=index.parent / model if model else None,
+        model_sha256=files.get(str(model), {}).get("sha256"),
     )
 
 
 def _file_faults(index: Path, case: VectorCase | None) -> list[str]:
-    """Return what is wrong with the naming of a case's file: it must lie beside its index."""
-    if case is None or case.file is None:
+    """Return what is wrong with the naming of a case's files: they must lie beside its index."""
+    if case is None:
         return []
-    where = f"{case.set_name}/index.json, case {case.id}"
-    if case.file.resolve().parent != index.parent.resolve():
-        return [f"{where}: file leaves its folder"]
-    return [] if case.sha256 else [f"{where}: {case.file.name} has no sha256"]
+    where, faults = f"{case.set_name}/index.json, case {case.id}", []
+    for file, sha256 in ((case.file, case.sha256), (case.model, case.model_sha256)):
+        if file is not None and file.resolve().parent != index.parent.resolve():
+            faults.append(f"{where}: file leaves its folder")
+        elif file is not None and not sha256:
+            faults.append(f"{where}: {file.name} has no sha256")
+    return faults

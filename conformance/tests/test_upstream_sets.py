@@ -124,15 +124,6 @@ def test_an_import_writes_what_ships(upstream, tmp_path):
     assert len(results) > 500
 
 
-def test_the_data_sets_are_listed_as_skipped(tmp_path):
-    index = tmp_path / "ul2" / "index.json"
-    index.parent.mkdir()
-    index.write_text('{"groups": {"noise_masks": ""}}', encoding="utf-8")
-    results, code = run(tmp_path)
-    assert code == 2
-    assert [r.message for r in results] == ["the data chapters: not in this version"]
-
-
 # ---- whole models of the training code ---------------------------------------------------------
 
 
