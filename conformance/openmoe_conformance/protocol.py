@@ -226,7 +226,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "sft_texts": Function(("task", "fields"), (), {}),
     # batching: an example is a mapping of int32 [n]
     "decoder_features": Function(
-        ("examples",), ("lengths", "pack"), {"loss_on_targets_only": True, "start": 0}
+        ("examples",), ("lengths",), {"pack": False, "loss_on_targets_only": True, "start": 0}
     ),
     "feed_statistics": Function(("features",), (), {}),
     # draws of the implementation's own, from a seed

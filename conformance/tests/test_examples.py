@@ -37,6 +37,12 @@ def test_the_numpy_router_conforms_in_what_it_offers():
     assert not executed & {"MOE-07", "LOSS-01", "ROUTE-12"}
 
 
+def test_the_data_side_alone_conforms_in_what_it_offers():
+    executed = run(load("ul2_spans"))
+    assert {"OBJ-02", "OBJ-03", "OBJ-07", "OBJ-09", "BATCH-01", "BATCH-08"} <= executed
+    assert not executed & {"OBJ-10", "OBJ-14", "BATCH-06", "ROUTE-04"}
+
+
 def test_the_torch_layer_conforms_in_what_it_offers():
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     executed = run(load("torch_layer"))

@@ -111,9 +111,8 @@ def one_position_behind_the_inputs_is_marked(subject: Subject, case: Case, _: Ev
 @check("BATCH-05", "decoder_features", cases=_examples(targets=_PLAIN))
 def causal_rows_are_targets_alone(subject: Subject, case: Case, _: Evidence) -> None:
     """Without the feature of prefixes."""
-    for pack in (False, True):
-        features = ("target_tokens", "input_tokens", "loss_weights")
-        _compare(subject, case, *features, pack=pack, causal=True)
+    features = ("target_tokens", "input_tokens", "loss_weights")
+    _compare(subject, case, *features, pack=False, causal=True)
     given = [{"targets": one["targets"]} for one in examples_of(case)]
     lengths = {"targets": case["targets"]}
     answer = subject.call("decoder_features", given, lengths=lengths, pack=False)
@@ -121,10 +120,17 @@ def causal_rows_are_targets_alone(subject: Subject, case: Case, _: Evidence) -> 
         raise Disagreement("decoder_features: a causal row has decoder_causal_attention")
 
 
+@check("BATCH-05", "decoder_features(pack)", cases=_examples(targets=_PLAIN, most=20))
+def causal_rows_are_packed(subject: Subject, case: Case, _: Evidence) -> None:
+    """As others are."""
+    features = ("target_tokens", "input_tokens", "loss_weights", "segment_ids", "positions")
+    _compare(subject, case, *features, pack=True, causal=True)
+
+
 # ---- packed ------------------------------------------------------------------------------------
 
 
-@check("BATCH-06", "decoder_features", cases=_examples(most=40))
+@check("BATCH-06", "decoder_features(pack)", cases=_examples(most=40))
 def rows_are_packed_in_order(subject: Subject, case: Case, _: Evidence) -> None:
     """Greedy, one open row, which closes after as many examples as a row has positions."""
     _compare(subject, case, "target_tokens", pack=True)
@@ -138,20 +144,20 @@ def _tiny(_: Profile) -> Iterator[Case]:
     yield {"examples": [small, big, small, big, small, small], "inputs": 6, "targets": 6}
 
 
-@check("BATCH-06", "decoder_features", cases=_tiny)
+@check("BATCH-06", "decoder_features(pack)", cases=_tiny)
 def a_row_closes_with_its_batch(subject: Subject, case: Case, _: Evidence) -> None:
     """Though more would fit; and a row that was closed is not filled up again."""
     _compare(subject, case, "target_tokens", pack=True)
 
 
-@check("BATCH-07", "decoder_features", cases=_examples(most=20))
+@check("BATCH-07", "decoder_features(pack)", cases=_examples(most=20))
 def packed_examples_keep_apart(subject: Subject, case: Case, _: Evidence) -> None:
     """Segments, positions, start tokens, weights and flags of each example are its own."""
     features = ("segment_ids", "positions", "input_tokens", "loss_weights", "causal_attention")
     _compare(subject, case, *features, pack=True)
 
 
-@check("BATCH-07", "decoder_features(start)", cases=_examples(most=20))
+@check("BATCH-07", "decoder_features(pack)", "decoder_features(start)", cases=_examples(most=20))
 def every_packed_example_begins_with_the_start_token(
     subject: Subject, case: Case, _: Evidence
 ) -> None:
@@ -165,53 +171,68 @@ _ALL = ("target_tokens", "input_tokens", "loss_weights", "causal_attention")
 _PACKED = (*_ALL, "segment_ids", "positions")
 
 
-@check(
-    "BATCH-08",
-    "decoder_features",
-    cases=_examples(
-        inputs=st.lists(st.sampled_from((0, 5, 6)), max_size=7),
-        targets=st.lists(st.sampled_from((0, 7, 8)), min_size=1, max_size=7),
-    ),
+_ZEROS = _examples(
+    inputs=st.lists(st.sampled_from((0, 5, 6)), max_size=7),
+    targets=st.lists(st.sampled_from((0, 7, 8)), min_size=1, max_size=7),
 )
-def ids_of_0_inside_examples(subject: Subject, case: Case, _: Evidence) -> None:
-    """They get a weight in the inputs, and cut the tail of a packed example."""
+_EMPTY = _examples(targets=st.lists(st.integers(2, 99), max_size=3), most=12)
+
+
+@check("BATCH-08", "decoder_features", cases=_ZEROS)
+def ids_of_0_among_inputs_get_weights(subject: Subject, case: Case, _: Evidence) -> None:
+    """Since weights are an exclusive or."""
     _compare(subject, case, *_ALL, pack=False)
+
+
+@check("BATCH-08", "decoder_features(pack)", cases=_ZEROS)
+def ids_of_0_cut_tails_of_packed_examples(subject: Subject, case: Case, _: Evidence) -> None:
+    """Since an example is as long as it has other ids."""
     _compare(subject, case, *_PACKED, pack=True)
 
 
-@check(
-    "BATCH-09",
-    "decoder_features",
-    cases=_examples(targets=st.lists(st.integers(2, 99), max_size=3), most=12),
-)
+@check("BATCH-09", "decoder_features", cases=_EMPTY)
+def empty_targets_are_one_id_0(subject: Subject, case: Case, _: Evidence) -> None:
+    """Which is seen by the flags alone."""
+    _compare(subject, case, *_ALL, pack=False)
+
+
+@check("BATCH-09", "decoder_features(pack)", cases=_EMPTY)
 def empty_targets_shift_what_follows(subject: Subject, case: Case, _: Evidence) -> None:
     """One id 0, which counts in the lengths of the inputs and not among the tokens."""
-    _compare(subject, case, *_ALL, pack=False)
     _compare(subject, case, *_PACKED, pack=True)
+
+
+_FITTING = {"inputs": 9, "targets": 9}
 
 
 def _unfit(_: Profile) -> Iterator[Case]:
     one = {"inputs": [5, 6], "targets": [7, 8]}
-    for pack in (False, True):
-        yield {"examples": [one], "lengths": {"inputs": 1, "targets": 9}, "pack": pack}
-        yield {"examples": [one, one], "lengths": {"inputs": 9, "targets": 1}, "pack": pack}
-        yield {"examples": [one], "lengths": {"inputs": 9}, "pack": pack}
-        yield {"examples": [one], "lengths": {"inputs": 9, "targets": 0}, "pack": pack}
-        yield {"examples": [], "lengths": {"inputs": 9, "targets": 9}, "pack": pack}
-        for name, ids in one.items():
-            lacks = {name: ids}
-            yield {"examples": [lacks], "lengths": {"inputs": 9, "targets": 9}, "pack": pack}
+    yield {"examples": [one], "lengths": {"inputs": 1, "targets": 9}}
+    yield {"examples": [one, one], "lengths": {"inputs": 9, "targets": 1}}
+    yield {"examples": [one], "lengths": {"inputs": 9}}
+    yield {"examples": [one], "lengths": {"inputs": 9, "targets": 0}}
+    yield {"examples": [], "lengths": _FITTING}
+    yield from ({"examples": [{name: ids}], "lengths": _FITTING} for name, ids in one.items())
+
+
+def _reject(subject: Subject, case: Case, **options: Any) -> None:
+    given, lengths = examples_of(case), dict(case["lengths"])
+    must_reject(
+        f"{case['examples']} in {lengths}",
+        lambda: subject.call("decoder_features", given, lengths=lengths, **options),
+    )
 
 
 @check("BATCH-10", "rejects_invalid_input", "decoder_features", cases=_unfit)
 def examples_that_do_not_fit_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
     """Too long, without a feature, or none at all."""
-    must_reject(
-        f"{case['examples']} in {case['lengths']}",
-        lambda: subject.call(
-            "decoder_features", examples_of(case), lengths=case["lengths"], pack=case["pack"]
-        ),
-    )
+    _reject(subject, case, pack=False)
+
+
+@check("BATCH-10", "rejects_invalid_input", "decoder_features(pack)", cases=_unfit)
+def nor_are_they_packed(subject: Subject, case: Case, _: Evidence) -> None:
+    """Though packing could cut them."""
+    _reject(subject, case, pack=True)
 
 
 # ---- statistics --------------------------------------------------------------------------------

@@ -167,6 +167,7 @@ def negative_ids_are_no_text(subject: Subject, case: Case, _: Evidence) -> None:
 def bytes_that_are_no_utf8_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
     """Nothing is replaced in silence."""
     given = case["latin"].encode("latin-1")
+    subject.call("encode_text", "a", model=str(model()))
     must_reject(f"text {given!r}", lambda: subject.call("encode_text", given, model=str(model())))
 
 
