@@ -26,13 +26,14 @@ def folder(path: Path | None) -> None:
         raise UsageError(f"{path}: is no folder")
 
 
-def write(path: Path | None, render: Callable[[], str]) -> None:
+def write(path: Path | None, render: Callable[[], str | bytes]) -> None:
     """Write under a temporary name first: what has the final name is complete."""
     if path is None:
         return
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(render(), encoding="utf-8")
+        content = render()
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from numpy import ndarray
 from openmoe_tools.data.corpus import CorpusError, standard_library_documents
 
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
-_LONGEST_LINE = 4192  # bytes; longer lines are cut, since the trainer would leave them out
-_TRAINING_BYTES = 1_500_000  # a sample is enough for 8,000 pieces and keeps training short
+_LONGEST_LINE = 4192  # characters; longer lines are cut up, since the trainer would leave them out
+TRAINING_BYTES = 1_500_000
+"""A sample is enough for 8,000 pieces, and keeps training short."""
 
 
 class TokenizerError(Exception):
@@ -41,19 +43,28 @@ def _sentencepiece() -> Any:
     return sentencepiece
 
 
-def train(texts: Iterable[str], *, vocabulary_size: int) -> bytes:
+def train(
+    texts: Iterable[str],
+    *,
+    vocabulary_size: int,
+    max_bytes: int = TRAINING_BYTES,
+    exact: bool = True,
+) -> bytes:
     """Return a serialised unigram model of `vocabulary_size` pieces, the same for the same texts.
 
+    It is trained on the first texts alone, about `max_bytes` of them; where it need not be `exact`, it
+    has fewer pieces if the texts are few.
     Errors: MissingExtraError; TokenizerError when the texts are too few for so many pieces.
     """
     library = _sentencepiece()
     model = io.BytesIO()
     try:
         library.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=_lines(texts, max_bytes),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocabulary_size,
+            hard_vocab_limit=exact,
             byte_fallback=True,
             pad_id=PAD,
             eos_id=EOS,
@@ -63,24 +74,27 @@ def train(texts: Iterable[str], *, vocabulary_size: int) -> bytes:
             # Source text: spaces are meaning, so they are neither joined nor trimmed.
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            max_sentence_length=2 * _LONGEST_LINE,
+            max_sentence_length=4 * _LONGEST_LINE,
             num_threads=1,  # more would make the result depend on their timing
             shuffle_input_sentence=False,
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise TokenizerError(f"training failed: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if most := re.search(r"value <= (\d+)", reason):
+            reason = f"the text is too short for {vocabulary_size} pieces, at most {most[1]}"
+        raise TokenizerError(f"training failed: {reason}") from error
     return model.getvalue()
 
 
-def _lines(texts: Iterable[str]) -> Iterable[str]:
+def _lines(texts: Iterable[str], max_bytes: int) -> Iterable[str]:
     size = 0
     for text in texts:
         for line in text.split("\n"):
-            if line:
-                yield line[:_LONGEST_LINE]
-                size += len(line)
-        if size > _TRAINING_BYTES:
+            for first in range(0, len(line), _LONGEST_LINE):
+                yield line[first : first + _LONGEST_LINE]
+            size += len(line)
+        if size > max_bytes:
             return
 
 
@@ -142,7 +156,7 @@ def real_token_ids(num_tokens: int, *, vocabulary_size: int = 8000) -> RealText:
     Errors: MissingExtraError; CorpusError when the machine has less text than that.
     """
     # A token of source text is about three bytes; five leave room.
-    documents = standard_library_documents(max_bytes=max(5 * num_tokens, 2 * _TRAINING_BYTES))
+    documents = standard_library_documents(max_bytes=max(5 * num_tokens, 2 * TRAINING_BYTES))
     texts = [document.text for document in documents]
     model = train(texts, vocabulary_size=vocabulary_size)
     tokenizer = Tokenizer(model)
