@@ -18,7 +18,7 @@ from openmoe_spec.data import PAD
 from openmoe_spec.errors import RejectedError
 
 Features = dict[str, np.ndarray]
-"""Rows int32 [B, L] by feature, each name with `decoder_` in front; a row of a stream is [L]."""
+"""Rows int32 [B, L] by feature, each name with `decoder_` in front."""
 
 
 def decoder_features(
@@ -61,25 +61,50 @@ class Packer:
     ) -> None:
         self._form = _form(lengths, True, loss_on_targets_only, start)
         self._opened = _Opened(self._form.length)
+        self._closed: list[list[_Laid]] = []
         if state is not None:
-            self._opened.restore(state)
+            self._restore(state)
+
+    @property
+    def closed(self) -> int:
+        """How many rows can be taken."""
+        return len(self._closed)
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the open row holds, and how many examples of its batch there were."""
-        return self._opened.state()
+        """What the open row and closed ones hold, and how many examples of the batch there were."""
+        return {
+            "taken": self._opened.taken,
+            "open": [one.plain() for one in self._opened.row],
+            "closed": [[one.plain() for one in row] for row in self._closed],
+        }
 
-    def add(self, example: Mapping[str, np.ndarray]) -> list[Features]:
-        """Return the rows that an example closes: none, one, or two where its own is the second."""
-        return self._made(self._opened.add(self._form.laid(example, "example")))
+    def add(self, example: Mapping[str, np.ndarray]) -> None:
+        """Lay an example into the open row; where it does not fit, into the next one."""
+        self._closed += self._opened.add(self._form.laid(example, "example"))
 
-    def flush(self) -> list[Features]:
-        """Return the open row, if any, as the stream has ended."""
-        return self._made(self._opened.close())
+    def close(self) -> None:
+        """Close the open row, if any, as the stream has ended."""
+        self._closed += self._opened.close()
 
-    def _made(self, rows: Sequence[Sequence[_Laid]]) -> list[Features]:
-        found = [self._form.features([row]) for row in rows]
-        return [{name: array[0] for name, array in one.items()} for one in found]
+    def take(self, count: int) -> Features:
+        """Return the first closed rows [B, L], `count` of them at most, of at least one."""
+        if not self._closed:
+            raise RejectedError("count", "BATCH-10", "no row is closed")
+        rows, self._closed = self._closed[:count], self._closed[count:]
+        return self._form.features(rows)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Errors: RejectedError BATCH-10 on what was never returned as one."""
+        given = state if isinstance(state, Mapping) else {}
+        length = self._form.length
+        taken = whole("taken", given.get("taken"), "BATCH-10", least=0, most=length - 1)
+        row = _row("open", given.get("open"), length)
+        if len(row) > taken:
+            raise RejectedError("open", "BATCH-10", f"holds more than the {taken} that were taken")
+        closed = sequence("closed", given.get("closed"), "BATCH-10")
+        self._closed = [_row(f"closed[{i}]", one, length) for i, one in enumerate(closed)]
+        self._opened = _Opened(length, row, taken)
 
 
 def feed_statistics(features: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -120,55 +145,48 @@ class _Laid(NamedTuple):
     size: int
     width: int
 
+    def plain(self) -> list[Any]:
+        """Return its fields, for JSON."""
+        return [self.ids.tolist(), self.size, self.width]
+
+
+def _row(name: str, given: Any, length: int) -> list[_Laid]:
+    """Return a row of a state. Errors: RejectedError BATCH-10."""
+    row, used = [], 0
+    for one in sequence(name, given, "BATCH-10"):
+        if len(sequence(name, one, "BATCH-10")) != len(_Laid._fields):
+            raise RejectedError(name, "BATCH-10", "must hold ids, size and width of each example")
+        tokens = ids(name, one[0], "BATCH-10")
+        size = whole(name, one[1], "BATCH-10", least=len(tokens), most=length - used)
+        row.append(_Laid(tokens, size, whole(name, one[2], "BATCH-10", least=0, most=size)))
+        used += size
+    return row
+
 
 class _Opened:
     """The row that is being filled, and how many examples of a batch were taken."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, row: Sequence[_Laid] = (), taken: int = 0) -> None:
         self._length = length
-        self._row: list[_Laid] = []
-        self._used = self._taken = 0
+        self.row, self.taken = list(row), taken
+        self._used = sum(one.size for one in row)
 
     def add(self, one: _Laid) -> list[list[_Laid]]:
         """Return the rows that one more example closes."""
         closed = []
         if self._used + one.size > self._length:
-            closed, self._row, self._used = [self._row], [], 0
-        self._row.append(one)
+            closed, self.row, self._used = [self.row], [], 0
+        self.row.append(one)
         self._used += one.size
-        self._taken += 1
+        self.taken += 1
         # A batch of the packing is as many examples as a row has positions.
-        return closed + self.close() if self._taken == self._length else closed
+        return closed + self.close() if self.taken == self._length else closed
 
     def close(self) -> list[list[_Laid]]:
         """Return the row, if any, at the end of a batch."""
-        closed = [self._row] if self._row else []
-        self._row, self._used, self._taken = [], 0, 0
+        closed = [self.row] if self.row else []
+        self.row, self._used, self.taken = [], 0, 0
         return closed
-
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` takes."""
-        return {
-            "taken": self._taken,
-            "sizes": [one.size for one in self._row],
-            "widths": [one.width for one in self._row],
-            "ids": [one.ids.tolist() for one in self._row],
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Errors: RejectedError BATCH-10 on what was never returned as one."""
-        names = ("ids", "sizes", "widths")
-        given = state if isinstance(state, Mapping) else {}
-        lists = [sequence(name, given.get(name), "BATCH-10") for name in names]
-        taken = whole("taken", given.get("taken"), "BATCH-10", least=0, most=self._length - 1)
-        if len(set(map(len, lists))) != 1 or len(lists[0]) > taken:
-            raise RejectedError("state", "BATCH-10", "holds lists of other lengths")
-        self._row, self._used, self._taken = [], 0, taken
-        for one, size, width in zip(*lists, strict=True):
-            tokens, left = ids("ids", one, "BATCH-10"), self._length - self._used
-            self._used += whole("sizes", size, "BATCH-10", least=len(tokens), most=left)
-            whole("widths", width, "BATCH-10", least=0, most=size)
-            self._row.append(_Laid(tokens, size, width))
 
 
 # ---- laying out --------------------------------------------------------------------------------

@@ -183,9 +183,18 @@ def _made_one_by_one(module: Any, works: Sequence[_Work]) -> list[Any]:
     ]
 
 
+_BATCH = 16
+"""Rows that are taken from a stream at once."""
+
+
 def _streamed(examples: Sequence[objectives.Example]) -> list[batching.Features]:
-    packer = batching.Packer(lengths=_LENGTHS)
-    return [row for one in examples for row in packer.add(one)] + packer.flush()
+    packer, batches = batching.Packer(lengths=_LENGTHS), []
+    for one in examples:
+        packer.add(one)
+        if packer.closed >= _BATCH:
+            batches.append(packer.take(_BATCH))
+    packer.close()
+    return [*batches, packer.take(packer.closed)]
 
 
 def _packed(module: Any, examples: Sequence[objectives.Example]) -> Any:

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Self
 
 import grain  # type: ignore[import-untyped, unused-ignore]
@@ -82,9 +83,8 @@ class Pipeline:
         if self._iterator is None:
             self._iterator = self._begin()
         features, note = next(self._iterator)
-        told = json.loads(note)
-        self._state = told["state"]
-        self.statistics.add(features, told["origins"], told["seconds"])
+        self._state = note.state
+        self.statistics.add(features, note.origins, note.seconds)
         return dict(features)
 
     def get_state(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Pipeline:
             self._iterator.close()
             self._iterator = None
 
-    def _begin(self) -> Iterator[tuple[Features, str]]:
+    def _begin(self) -> Iterator[tuple[Features, _Note]]:
         self._rows.begin = self._state
         dataset: Any = self._rows
         if self._ahead:
@@ -140,8 +140,23 @@ def _end_with_parent(*_: int) -> None:
 # ---- rows on Grain -----------------------------------------------------------------------------
 
 
+class _Note:
+    """What is told with a batch: where its examples are from, time by stage, the state behind it.
+
+    No tuple and no dataclass: to Grain it is one thing, which it hands on.
+    """
+
+    def __init__(
+        self,
+        origins: list[tuple[int, bool]],
+        seconds: Mapping[str, float],
+        state: dict[str, Any],
+    ) -> None:
+        self.origins, self.seconds, self.state = origins, seconds, state
+
+
 class _Rows(grain.IterDataset):  # type: ignore[misc, unused-ignore]
-    """Batches of packed rows, each with a note in JSON: where they are from, and the state behind them.
+    """Batches of packed rows, each with a note.
 
     With its state a batch can wait anywhere, ahead of what was fed, and still say where to go on.
     """
@@ -164,49 +179,44 @@ class _RowsIterator(grain.DatasetIterator):  # type: ignore[misc, unused-ignore]
         super().__init__(parent)
         self._lengths, self._batch_size = lengths, batch_size
         self._packer = Packer(lengths=lengths)
-        self._open: list[tuple[int, bool]] = []
-        self._closed: list[Features] = []
+        self._waiting: list[tuple[int, bool]] = []
 
-    def __next__(self) -> tuple[Features, str]:
+    def __next__(self) -> tuple[Features, _Note]:
         watch = Stopwatch()
         seconds: dict[str, float] = {}
-        while len(self._closed) < self._batch_size:
-            try:
-                fed = next(self._parent)
-            except StopIteration:
-                self._closed += self._packer.flush()
-                break
-            for stage, one in fed.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + one
-            if any(map(len, fed.example.values())):  # a row shows nothing of an empty one
-                self._open.append((fed.stream, fed.ends_group))
+        while (wanted := self._batch_size - self._packer.closed) > 0:
+            # A row holds an example or more: so many can be asked for, and none too many is.
+            some = list(islice(self._parent, wanted))
             with watch.stage("packing"):
-                self._closed += self._packer.add(fed.example)
-        rows, self._closed = self._closed[: self._batch_size], self._closed[self._batch_size :]
-        if not rows:
+                for one in some:
+                    self._packer.add(one.example)
+            for one in some:
+                if any(map(len, one.example.values())):  # a row shows nothing of an empty one
+                    self._waiting.append((one.stream, one.ends_group))
+                for stage, taken in one.seconds.items():
+                    seconds[stage] = seconds.get(stage, 0.0) + taken
+            if len(some) < wanted:
+                self._packer.close()
+                break
+        if not self._packer.closed:
             raise StopIteration
         with watch.stage("packing"):
-            features = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            features = self._packer.take(self._batch_size)
         examples = int(features["decoder_segment_ids"].max(axis=1).sum())
-        origins, self._open = self._open[:examples], self._open[examples:]
-        told = {"origins": origins, "seconds": seconds | watch.seconds, "state": self.get_state()}
-        return features, json.dumps(told)
+        origins, self._waiting = self._waiting[:examples], self._waiting[examples:]
+        return features, _Note(origins, seconds | watch.seconds, self.get_state())
 
     def get_state(self) -> dict[str, Any]:
         return {
             "examples": self._parent.get_state(),
             "packer": self._packer.state,
-            "open": self._open,
-            "closed": [{name: one.tolist() for name, one in row.items()} for row in self._closed],
+            "waiting": [list(one) for one in self._waiting],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["examples"])
         self._packer = Packer(lengths=self._lengths, state=state["packer"])
-        self._open = [(stream, ends) for stream, ends in state["open"]]
-        self._closed = [
-            {name: np.array(one, np.int32) for name, one in row.items()} for row in state["closed"]
-        ]
+        self._waiting = [(stream, ends) for stream, ends in state["waiting"]]
 
 
 # ---- what is given -----------------------------------------------------------------------------

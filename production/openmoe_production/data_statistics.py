@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -13,8 +14,7 @@ from numpy import ndarray
 from openmoe_production.batching import feed_statistics
 
 
-@dataclass
-class Counts:
+class Counts(NamedTuple):
     """Examples with their tokens and loss positions; of whole segments also without the others.
 
     An example that ends a group is of a segment that may be shorter; every other one is whole.
@@ -43,10 +43,15 @@ class Statistics:
     loss_positions: int = 0
     examples: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    streams: list[Counts] = field(init=False)
+    _counts: ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.streams = [Counts() for _ in range(self.num_streams)]
+        self._counts = np.zeros((self.num_streams, len(Counts._fields)), np.int64)
+
+    @property
+    def streams(self) -> list[Counts]:
+        """What each stream fed."""
+        return [Counts(*row) for row in self._counts.tolist()]
 
     def add(
         self,
@@ -59,21 +64,23 @@ class Statistics:
             setattr(self, name, getattr(self, name) + number)
         for stage, taken in seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
-        segments = features["decoder_segment_ids"]
-        numbers = segments + segments.max(axis=1, initial=0).cumsum()[:, None]
-        numbers -= segments.max(axis=1, initial=0)[:, None]  # examples of all rows in turn
-        real = segments > 0
-        tokens = np.bincount(numbers[real])[1:]
-        loss = np.bincount(numbers[real], features["decoder_loss_weights"][real])[1:]
-        for (stream, ends_group), *both in zip(origins, tokens, loss, strict=True):
-            counts = self.streams[stream]
-            counts.examples += 1
-            counts.tokens += int(both[0])
-            counts.loss_positions += int(both[1])
-            if not ends_group:
-                counts.whole_examples += 1
-                counts.whole_tokens += int(both[0])
-                counts.whole_loss_positions += int(both[1])
+        streams, ends_group = np.array(origins, np.intp).T
+        each = np.stack([np.ones_like(streams), *_by_example(features, len(streams))], axis=1)
+        whole = each * (ends_group == 0)[:, None]
+        np.add.at(self._counts, streams, np.concatenate([each, whole], axis=1))
+
+
+def _by_example(features: Mapping[str, ndarray], count: int) -> list[ndarray]:
+    """Return tokens and loss positions of each example of some packed rows, in their order."""
+    segments = features["decoder_segment_ids"]
+    before = np.cumsum([0, *segments.max(axis=1, initial=0)])[:-1]
+    numbers = np.where(segments, segments + before[:, None], 0).ravel()  # 0: padding
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    sizes = np.diff(begins, append=len(numbers))
+    losses = np.add.reduceat(features["decoder_loss_weights"].ravel(), begins)
+    return [
+        np.bincount(numbers[begins], one, count + 1)[1:].astype(np.int64) for one in (sizes, losses)
+    ]
 
 
 class Stopwatch:

@@ -38,6 +38,23 @@ def segment_draws(
     return dict(drawn)
 
 
+def document_blocks(
+    given: Sequence[np.ndarray], generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Return one block of each document [n], uniform over its blocks; an empty one has none.
+
+    Spec: DATA-01, DATA-02.
+    """
+    lengths = np.fromiter(map(len, given), np.float32, len(given))
+    blocks = np.ceil(lengths / np.float32(MAX_DOCUMENT_LENGTH)).astype(np.int64)
+    drawn = generator.integers(np.maximum(blocks, 1)).tolist()
+    return [
+        documents.document_block(one, block) if count > 1 else one
+        for one, count, block in zip(given, blocks.tolist(), drawn, strict=True)
+        if count
+    ]
+
+
 def permutations(
     counts: Mapping[str, int], count: int, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:

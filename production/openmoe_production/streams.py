@@ -8,8 +8,10 @@ Needs the package grain (extra `data`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import grain  # type: ignore[import-untyped, unused-ignore]
@@ -18,7 +20,7 @@ from numpy import ndarray
 
 from openmoe_production import documents as parts
 from openmoe_production.data_statistics import Stopwatch
-from openmoe_production.draws import segment_draws
+from openmoe_production.draws import document_blocks, segment_draws
 from openmoe_production.objectives import Example, finish_example, ul2_examples
 from openmoe_production.sources import Task
 from openmoe_spec.data import GROUP_OF_DOCUMENTS, OBJECTIVES, SFT_ENDS
@@ -128,11 +130,10 @@ class Stream:
 
     def _numbers(self, turn: int, group: int) -> list[int]:
         count, first = len(self.own), GROUP_OF_DOCUMENTS * group
-        places: Sequence[int] = range(first, min(first + GROUP_OF_DOCUMENTS, count))
+        places = np.arange(first, min(first + GROUP_OF_DOCUMENTS, count))
         if self.settings.shuffle:
-            seed = generator(self.settings.seed, _ORDER, self.settings.process, self.place)
-            order = grain.MapDataset.range(count).shuffle(seed=int(seed.integers(2**32)))
-            places = [order[turn * count + i] for i in places]
+            of_pass = (self.settings.process, self.place, turn)
+            places = _order(count, self.settings.seed, *of_pass)[places]
         return self.own[places].tolist()
 
     def _of_text(
@@ -144,11 +145,7 @@ class Stream:
             with watch.stage("tokenising"):
                 read = self.encode(read)
         with watch.stage("objectives"):
-            blocks = [
-                parts.document_block(one, int(draws.integers(parts.num_blocks(len(one)))))
-                for one in read
-                if len(one)
-            ]
+            blocks = document_blocks(read, draws)
             if settings.mode == "full_lm":
                 segments = parts.full_lm_segments(blocks, length=settings.targets_length)
                 return [{"targets": one} for one in segments]
@@ -196,6 +193,12 @@ _GROUPS, _ORDER, _CHOICES = range(3)
 """What the first number of a generator's place stands for."""
 
 
+@lru_cache(maxsize=2 * len(OBJECTIVES))  # streams of a task are in passes of their own
+def _order(count: int, seed: int, *of_pass: int) -> ndarray:
+    """Return the order of the documents of a task in one pass."""
+    return generator(seed, _ORDER, *of_pass).permutation(np.arange(count, dtype=np.uint32))
+
+
 def streams_of(
     number: int, place: int, task: Task, settings: Settings, encode: Encode
 ) -> list[Stream]:
@@ -222,15 +225,6 @@ def streams_of(
 # ---- on Grain ----------------------------------------------------------------------------------
 
 
-class _Apart(grain.experimental.FlatMapTransform):  # type: ignore[misc, unused-ignore]
-    """Take a group apart into its examples."""
-
-    max_fan_out = sys.maxsize
-
-    def flat_map(self, group: list[Fed]) -> list[Fed]:
-        return group
-
-
 class Mixed(grain.IterDataset):  # type: ignore[misc, unused-ignore]
     """Examples of streams as draws by their rates say; a draw of one that has ended is passed over.
 
@@ -240,14 +234,7 @@ class Mixed(grain.IterDataset):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, streams: Sequence[Stream], *, threads: int) -> None:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        super().__init__(
-            [
-                grain.experimental.FlatMapIterDataset(
-                    grain.MapDataset.source(one).to_iter_dataset(options), _Apart()
-                )
-                for one in streams
-            ]
-        )
+        super().__init__([grain.MapDataset.source(one).to_iter_dataset(options) for one in streams])
         rates = np.array([one.rate for one in streams])
         self._rates = rates / rates.sum()
         self._settings = streams[0].settings
@@ -257,20 +244,48 @@ class Mixed(grain.IterDataset):  # type: ignore[misc, unused-ignore]
         return _MixedIterator(iterators, self._rates, self._settings)
 
 
+class _Group:
+    """The group of a stream that is taken apart, and where it began."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+        self._begin, self._place = iterator.get_state(), 0
+        self._left: Iterator[Fed] = iter(())
+
+    def __next__(self) -> Fed:
+        found = next(self._left, None)
+        while found is None:
+            self._begin, self._place = self._iterator.get_state(), 0
+            self._left = iter(next(self._iterator))
+            found = next(self._left, None)
+        self._place += 1
+        return found
+
+    def get_state(self) -> dict[str, Any]:
+        return {"group": self._begin, "place": self._place}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._begin, self._place = state["group"], state["place"]
+        self._iterator.set_state(self._begin)
+        # A group that was begun is made again, up to where it was.
+        self._left = islice(next(self._iterator), self._place, None) if self._place else iter(())
+
+
 class _MixedIterator(grain.DatasetIterator):  # type: ignore[misc, unused-ignore]
     def __init__(self, iterators: Sequence[Any], rates: ndarray, settings: Settings) -> None:
         super().__init__(iterators)
+        self._groups = [_Group(one) for one in iterators]
         self._rates, self._settings = rates, settings
         self._drawn = 0
         self._ended: set[int] = set()
         self._choices: tuple[int, list[int]] = (-1, [])
 
     def __next__(self) -> Fed:
-        while len(self._ended) < len(self._parents):
+        while len(self._ended) < len(self._groups):
             stream = self._choice(self._drawn)
             self._drawn += 1
             try:
-                return next(self._parents[stream])
+                return next(self._groups[stream])
             except StopIteration:
                 self._ended.add(stream)
         raise StopIteration
@@ -288,12 +303,12 @@ class _MixedIterator(grain.DatasetIterator):  # type: ignore[misc, unused-ignore
         return {
             "drawn": self._drawn,
             "ended": sorted(self._ended),
-            "streams": [one.get_state() for one in self._parents],
+            "streams": [one.get_state() for one in self._groups],
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._drawn, self._ended = state["drawn"], set(state["ended"])
-        for one, its in zip(self._parents, state["streams"], strict=True):
+        for one, its in zip(self._groups, state["streams"], strict=True):
             one.set_state(its)
 
 

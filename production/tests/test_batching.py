@@ -94,7 +94,9 @@ def test_examples_may_be_lists_of_any_integers_and_hold_other_features():
 
 
 def streamed(packer, examples):
-    return [row for one in examples for row in packer.add(one)]
+    for one in examples:
+        packer.add(one)
+    return packer
 
 
 @given(given_examples(), st.booleans(), st.sampled_from([0, 7]), st.data())
@@ -105,39 +107,46 @@ def test_a_stream_gives_the_same_rows_wherever_it_is_stopped(
     how = {"lengths": lengths, "loss_on_targets_only": on_targets, "start": start}
     packer = batching.Packer(**how)
     stop = data.draw(st.integers(0, len(examples)))
-    rows = streamed(packer, examples[:stop])
+    first = data.draw(st.integers(0, streamed(packer, examples[:stop]).closed))
+    begun = [packer.take(first)] if first else []
     state = packer.state
     text = json.dumps(state)
     assert json.loads(text) == state == pickle.loads(pickle.dumps(state))  # noqa: S301
-    ends = [
-        streamed(one, examples[stop:]) + one.flush()
-        for one in (packer, batching.Packer(**how, state=json.loads(text)))
-    ]
+    ends = [packer, batching.Packer(**how, state=json.loads(text))]
+    for one in ends:
+        streamed(one, examples[stop:]).close()
     # What was fed behind a state does not change it.
     assert json.dumps(state) == text
-    assert len(ends[0]) == len(ends[1])
+    assert ends[0].closed == ends[1].closed
     wanted = reference.decoder_features(examples, pack=True, **how)
     for end in ends:
-        same({name: np.stack([row[name] for row in rows + end]) for name in wanted}, wanted)
+        parts = begun + ([end.take(end.closed)] if end.closed else [])
+        same({name: np.concatenate([one[name] for one in parts]) for name in wanted}, wanted)
 
 
 @given(given_examples(most=12))
 def test_a_row_is_given_as_soon_as_it_is_closed(lengths_and_examples):
     lengths, examples = lengths_and_examples
     length = sum(lengths.values())
-    packer, rows = batching.Packer(lengths=lengths), 0
+    packer = batching.Packer(lengths=lengths)
     for place, one in enumerate(examples):
-        rows += len(packer.add(one))
+        packer.add(one)
         so_far = examples[: place + 1]
         whole = reference.decoder_features(so_far, lengths=lengths, pack=True)
         still_open = (place + 1) % length != 0
-        assert rows == len(whole["decoder_target_tokens"]) - still_open
-        assert bool(packer.state["ids"]) == still_open
-    assert len(packer.flush()) == (len(examples) % length != 0)
-    assert packer.flush() == []
+        assert packer.closed == len(whole["decoder_target_tokens"]) - still_open
+        assert bool(packer.state["open"]) == still_open
+    closed = packer.closed
+    packer.close()
+    assert packer.closed == closed + (len(examples) % length != 0)
+    packer.close()
+    assert len(packer.take(10**6)["decoder_target_tokens"]) == packer.closed + closed + (
+        len(examples) % length != 0
+    )
+    assert refusal(packer.take, 1) == "BATCH-10"
 
 
-STATE = {"taken": 1, "sizes": [2], "widths": [0], "ids": [[3, 4]]}
+STATE = {"taken": 1, "open": [[[3, 4], 2, 0]], "closed": [[[[5], 1, 0], [[6], 1, 0]]]}
 
 
 @pytest.mark.parametrize(
@@ -146,20 +155,26 @@ STATE = {"taken": 1, "sizes": [2], "widths": [0], "ids": [[3, 4]]}
         {"taken": 4},
         {"taken": -1},
         {"taken": None},
-        {"sizes": [5]},
-        {"sizes": [1]},
-        {"widths": [3]},
-        {"sizes": []},
-        {"ids": [[3, -4]]},
-        {"ids": 3},
-        {"widths": [0.5]},
-        {"taken": 2, "sizes": [3, 2], "widths": [0, 0], "ids": [[1], [2]]},
+        {"taken": 0},
+        {"open": [[[3, 4], 5, 0]]},
+        {"open": [[[3, 4], 1, 0]]},
+        {"open": [[[3, 4], 2, 3]]},
+        {"open": [[[3, 4], 2]]},
+        {"open": [[[3, -4], 2, 0]]},
+        {"open": [[3, 2, 0]]},
+        {"open": [[[3, 4], 2, 0.5]]},
+        {"open": None},
+        {"taken": 2, "open": [[[1], 3, 0], [[2], 2, 0]]},
+        {"closed": None},
+        {"closed": [[[[3, 4], 5, 0]]]},
+        {"closed": [3]},
     ],
 )
 def test_a_state_that_never_was_is_refused(change):
     packer = batching.Packer(lengths={"targets": 4}, state=STATE)
     assert packer.state == STATE
-    assert packer.add({"targets": [5, 6, 7]})[0]["decoder_target_tokens"].tolist() == [3, 4, 0, 0]
+    packer.add({"targets": [5, 6, 7]})
+    assert packer.take(2)["decoder_target_tokens"].tolist() == [[5, 6, 0, 0], [3, 4, 0, 0]]
     assert refusal(batching.Packer, lengths={"targets": 4}, state=STATE | change) == "BATCH-10"
     assert refusal(batching.Packer, lengths={"targets": 4}, state=[STATE]) == "BATCH-10"
 

@@ -39,6 +39,7 @@ def test_the_other_dialects_part_from_t5x_where_their_sources_do():
         for dialect, table in DIALECTS.items()
     }
     paper = {"attention_scale", "extra_mlp", "feed_forward", "balance", "warmup"}
+    paper |= {"mode_tokens", "prefix_split"}
     assert apart == {"t5x": set(), "paper": paper, "torch_port": set(POINTS) - paper}
 
 

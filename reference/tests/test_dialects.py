@@ -16,7 +16,15 @@ from numpy import ndarray
 
 from openmoe_conformance import model_cases
 from openmoe_conformance.reference_adapter import ReferenceAdapter
-from openmoe_reference import attention, decoding, dialects, model, port_decoding, routing
+from openmoe_reference import (
+    attention,
+    decoding,
+    dialects,
+    model,
+    objectives,
+    port_decoding,
+    routing,
+)
 from openmoe_spec.config import Configuration
 from openmoe_spec.dialects import DIALECTS, POINTS
 from openmoe_spec.errors import RejectedError
@@ -353,3 +361,42 @@ def test_prompt_end(option, wanted, monkeypatch):
         tensors, batch, configuration=fields, dialect={"prompt_end": option}
     )
     assert happened[: happened.index("chosen")] == wanted
+
+
+# ---------------------------------------------------------------------------- data
+
+
+def prefix_example(split: int | None, **chosen: str) -> dict[str, list[int]]:
+    """Return a PrefixLM example of ten tokens, 11 to 20; the ids of its mode are 5 and 6."""
+    made = objectives.ul2_example(
+        np.arange(11, 21),
+        5,
+        inputs_length=16,
+        targets_length=16,
+        vocabulary_size=400,
+        prompt=np.array([5, 6]),
+        split=split,
+        dialect=chosen,
+    )
+    return {name: ids.tolist() for name, ids in made.items()}
+
+
+@options(prepended=("[S2S] ", [5, 6]), none=("", []))
+def test_mode_tokens(option, wanted):
+    mode, ids = wanted
+    assert objectives.objectives({"mode_tokens": option})[5].mode == mode
+    made = prefix_example(4, mode_tokens=option)
+    assert made == {"inputs": [*ids, 11, 12, 13, 14, 1], "targets": [*range(15, 21), 1]}
+
+
+@options(uniform=list(range(1, 10)), half=[5] * 9)
+def test_prefix_split(option, wanted):
+    made = [prefix_example(split, prefix_split=option) for split in range(1, 10)]
+    assert [one["inputs"] for one in made] == [[5, 6, *range(11, 11 + n), 1] for n in wanted]
+    assert [one["targets"] for one in made] == [[*range(11 + n, 21), 1] for n in wanted]
+
+
+def test_half_of_a_text_needs_no_draw():
+    assert prefix_example(None, prefix_split="half") == prefix_example(5)
+    with pytest.raises(RejectedError, match=r"split: .*OBJ-15"):
+        prefix_example(None)

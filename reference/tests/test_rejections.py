@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import rejections_data
 import rejections_decoding
 import rejections_grouping
 import rejections_layers
@@ -56,6 +57,7 @@ ILLEGAL = [
         rejections_model,
         rejections_training,
         rejections_decoding,
+        rejections_data,
     )
     for row in table.ROWS
 ]
@@ -64,6 +66,7 @@ ILLEGAL = [
 FLAGS = {
     *("training", "batch_prioritized", "ignore_padding", "scatter", "bidirectional", "by_row"),
     *("use_cache", "positions_from_mask", "feed_again", "doubled_gate"),
+    *("reverse", "pack", "loss_on_targets_only"),
 }
 """Arguments whose values SPEC.md does not limit."""
 
@@ -88,6 +91,7 @@ UNREAD = {
 """Arguments that a function hands on, or takes to be called like its neighbours."""
 
 INNER = {
+    *("batching.packed", "batching.shifted", "documents.split_tokens", "draws.permutations"),
     *("masks.visible_by_user", "masks.finite_bias", "masks.first_key_open_bias"),
     *("cross_entropy.logsumexp", "cross_entropy.router_losses", "dtypes.matmul"),
     *("feed_forward.projections", "feed_forward.silu", "grouping.one_group"),

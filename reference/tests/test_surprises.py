@@ -1,4 +1,4 @@
-"""The surprises of SPEC.md chapter 21 and the consequences of GROUP-10, each as an example that runs.
+"""The surprises of SPEC.md chapter 21, of GROUP-10 and of the training data, as examples that run.
 
 The router's weights are the unit matrix, so a token's inputs are its logits; experts are fixed.
 """
@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from openmoe_reference import grouping, moe
+from openmoe_reference import batching, documents, draws, grouping, moe, noise, objectives
 from openmoe_spec import clauses
 from openmoe_spec.config import BASE, LARGE, XL
+from openmoe_spec.data import OBJECTIVES
 from openmoe_spec.records import LayerResult
 
 HIDDEN = 2  # F of the experts
@@ -294,3 +295,118 @@ def test_groups_derived_otherwise_drop_otherwise_from_the_same_weights():
     assert (kept[0] != kept[1]).any()
     differ = (kept[0] != kept[1]).any(axis=-1)
     assert (by_size[0].output[0][differ] != by_size[1].output[0][differ]).any(axis=-1).all()
+
+
+# ---------------------------------------------------------------------------- the training data
+
+SPANS = [i for i, made in enumerate(OBJECTIVES) if not made.is_prefix]
+PIECES, VOCABULARY, END = 256_000, 256_300, 1  # ids of sentinels begin where pieces end
+LENGTH = 1024  # of inputs and of targets
+
+
+def text(tokens: int, seed: int = 0) -> ndarray:
+    """Return ids of text, none of them with a meaning of its own."""
+    return np.random.default_rng(seed).integers(4, PIECES, tokens)
+
+
+def whole_segment(objective: int) -> int:
+    """Return the length of a whole segment of an objective."""
+    (segment, *_) = documents.objective_segments([text(3000)], objective, inputs_length=LENGTH)
+    return len(segment)
+
+
+def example(
+    objective: int, prompt: int, seed: int, tokens: int | None = None
+) -> dict[str, ndarray]:
+    """Return a drawn example of an objective, by default of a whole segment."""
+    made, generator = OBJECTIVES[objective], np.random.default_rng(seed)
+    tokens = tokens or whole_segment(objective)
+    if made.is_prefix:
+        drawn = {"split": int(generator.integers(1, tokens))}
+    else:
+        counts = noise.noise_counts(
+            tokens,
+            noise_density=made.noise_density,
+            mean_noise_span_length=made.mean_noise_span_length,
+        )
+        drawn = draws.permutations(generator, counts)
+    found = objectives.ul2_example(
+        *(text(tokens, seed), objective),
+        inputs_length=LENGTH,
+        targets_length=LENGTH,
+        vocabulary_size=VOCABULARY,
+        prompt=text(prompt),
+        **drawn,
+    )
+    return dict(found)
+
+
+def sentinels(ids: ndarray) -> list[int]:
+    """Return the sentinels among ids, in order, by number."""
+    return [VOCABULARY - 1 - token for token in ids.tolist() if token >= PIECES]
+
+
+@pytest.mark.parametrize("objective", SPANS)
+@pytest.mark.parametrize("prompt", [1, 5])
+def test_the_last_sentinel_of_a_whole_span_segment_is_missing_from_the_inputs(objective, prompt):
+    for seed in range(4):
+        made = example(objective, prompt, seed)
+        asked, answered = sentinels(made["inputs"]), sentinels(made["targets"])
+        assert len(made["inputs"]) == LENGTH
+        assert asked == list(range(len(asked)))
+        assert answered == list(range(len(answered)))
+        # Text without noise comes first, so the targets' first sentinel is no span of noise.
+        assert len(asked) < len(answered)
+        assert made["targets"][-2] < PIECES  # noise of the last span, before the end
+    # Without a mode nothing is cut off, so every span has its sentinel.
+    made = example(objective, 0, 0)
+    assert len(made["inputs"]) == LENGTH
+    assert len(sentinels(made["inputs"])) == len(sentinels(made["targets"]))
+
+
+def test_the_last_sentinel_of_a_short_segment_stays():
+    for objective in SPANS:
+        made = example(objective, 5, 0, tokens=200)
+        assert len(sentinels(made["inputs"])) == len(sentinels(made["targets"]))
+
+
+def test_packing_never_joins_two_whole_examples():
+    lengths = {"inputs": LENGTH, "targets": LENGTH}
+    several = [example(objective, 5, seed) for objective in range(6) for seed in range(3)]
+    shortest = min(len(one["inputs"]) + len(one["targets"]) for one in several)
+    assert 2 * shortest > 2 * LENGTH
+    features = batching.decoder_features(several, lengths=lengths, pack=True)
+    statistics = batching.feed_statistics(features)
+    assert statistics["rows"] == statistics["examples"] == len(several)
+    # Short ends of groups are joined.
+    ends = [example(objective, 5, 0, tokens=200) for objective in range(6)]
+    joined = batching.decoder_features(ends, lengths=lengths, pack=True)
+    statistics = batching.feed_statistics(joined)
+    assert (statistics["rows"], statistics["examples"]) == (1, 6)
+
+
+def test_the_2048th_token_of_every_whole_causal_segment_is_lost():
+    texts = [text(1500, 1), text(4000, 2), text(2000, 3)]
+    stream = np.concatenate([np.append(one, END) for one in texts])
+    found = documents.full_lm_segments(texts, length=2048)
+    assert [len(one) for one in found] == [2048, 2048, 2048, 1360]
+    for place, one in enumerate(found[:3]):
+        wanted = stream[2048 * place : 2048 * (place + 1)]
+        np.testing.assert_array_equal(one, np.append(wanted[:-1], END))
+        assert wanted[-1] != END
+    # The last one is not whole: it loses nothing and has two ends.
+    np.testing.assert_array_equal(found[3], np.append(stream[3 * 2048 :], END))
+    assert found[3][-2:].tolist() == [END, END]
+
+
+def test_prefixes_lose_what_a_group_holds_beyond_one_block():
+    group = [text(700, seed) for seed in range(128)]
+    joined = documents.join_documents(group)
+    assert documents.num_blocks(len(joined)) == 2
+    blocks = joined[:65_536], joined[65_536:]
+    for number, block in enumerate(blocks):
+        seen = documents.objective_segments(group, 5, inputs_length=LENGTH, block=number)
+        np.testing.assert_array_equal(np.concatenate(seen), block)
+    for objective in SPANS:
+        seen = documents.objective_segments(group, objective, inputs_length=LENGTH)
+        np.testing.assert_array_equal(np.concatenate(seen), joined)

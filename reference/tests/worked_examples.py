@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import worked_attention
 import worked_configuration
+import worked_data
 import worked_decoding
 import worked_dialects
+import worked_documents
 import worked_layers
 import worked_loss
 import worked_model
 import worked_moe
+import worked_objectives
 import worked_routing
 import worked_training
 from numpy import ndarray
@@ -38,6 +41,9 @@ CHAPTERS = (
     worked_loss,
     worked_training,
     worked_decoding,
+    worked_data,
+    worked_objectives,
+    worked_documents,
     worked_dialects,
 )
 """The modules that hold the examples, in the order of SPEC.md."""

@@ -78,7 +78,7 @@ def report(
             "examples": statistics.examples,
         },
         "streams": [
-            {"name": name, "share": share, **asdict(counts)}
+            {"name": name, "share": share, **counts._asdict()}
             for name, share, counts in zip(names, shares, statistics.streams, strict=True)
         ],
         "seconds": {"wall": seconds, **statistics.seconds},

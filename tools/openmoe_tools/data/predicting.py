@@ -25,10 +25,17 @@ ERROR = 1e-4
 class Counts(Protocol):
     """What was counted of a stream; `whole_` leaves out examples that end a group."""
 
-    examples: int
-    whole_examples: int
-    whole_tokens: int
-    whole_loss_positions: int
+    @property
+    def examples(self) -> int: ...
+
+    @property
+    def whole_examples(self) -> int: ...
+
+    @property
+    def whole_tokens(self) -> int: ...
+
+    @property
+    def whole_loss_positions(self) -> int: ...
 
 
 @dataclass(frozen=True)
