@@ -223,7 +223,7 @@ class _Form:
         size = len(joined) + (is_pair and not len(parts[1]))
         if self.pack:
             joined = joined[: np.count_nonzero(joined)]
-        return _Laid(joined, size, len(parts[0]) if is_pair else 0)
+        return _Laid(joined, size, len(parts[0])) if is_pair else _Laid(joined, len(joined), 0)
 
     def features(self, rows: Sequence[Sequence[_Laid]]) -> Features:
         """Return the features of rows of examples. Spec: BATCH-01 to BATCH-05, BATCH-07."""

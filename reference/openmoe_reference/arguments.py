@@ -178,8 +178,11 @@ def check_record(decision: object, sizes: dict[str, int], clause: str) -> None:
         raise RejectedError("decision.position", clause, "must not give one slot to two choices")
 
 
-def check_ids(name: str, value: object, clause: str, *, below: float = math.inf) -> np.ndarray:
-    """Return whole numbers int64 [n], n may be 0, none of them negative or `below` or more."""
+def check_ids(name: str, value: object, clause: str, *, below: int = 2**31) -> np.ndarray:
+    """Return whole numbers int64 [n], n may be 0, none of them negative or `below` or more.
+
+    Rows are int32, so no id is larger than that.
+    """
     try:
         array = np.asarray(value) if isinstance(value, list | tuple) else value
     except ValueError as error:

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_ids, check_integer
+from openmoe_reference.arguments import check_array, check_ids, check_integer
 from openmoe_spec.data import PAD
 from openmoe_spec.errors import RejectedError
 
 Features = Mapping[str, Int[ndarray, "B L"]]
 """Rows by feature, each name with `decoder_` in front."""
 
-Parts = Mapping[str, Int[ndarray, " n"]]
+Parts = Mapping[str, Int[ndarray, " _"]]
 """What is laid out in a row: target ids, and at each of them the length of its inputs."""
 
 
@@ -39,7 +39,7 @@ def decoder_features(
     Source: feature_converters.py::DecoderFeatureConverter.
     """
     sizes = _lengths(lengths)
-    start = check_integer("start", start, "BATCH-10", least=0)
+    start = check_integer("start", start, "BATCH-10", least=0, most=2**31 - 1)
     if isinstance(examples, Mapping) or not isinstance(examples, Sequence) or not examples:
         raise RejectedError("examples", "BATCH-10", "must be a sequence of at least one example")
     laid = [_laid_out(one, sizes, f"examples[{i}]") for i, one in enumerate(examples)]
@@ -55,7 +55,8 @@ def decoder_features(
     if "inputs" in sizes:
         if loss_on_targets_only:
             # An exclusive or, as in the training code: an id 0 among the inputs gets a weight.
-            features["loss_weights"] = (positions < rows["widths"]) ^ real
+            widths = np.where(rows["widths"] == _NO_INPUTS, 0, rows["widths"])
+            features["loss_weights"] = (positions < widths) ^ real
         features["causal_attention"] = positions < rows["widths_and_one"]
     if pack:
         features |= {"segment_ids": rows["segment_ids"], "positions": positions}
@@ -102,7 +103,6 @@ def packed(examples: Sequence[Parts], length: int) -> dict[str, Int[ndarray, "B 
         name: np.array([row[name] + [0] * (length - len(row[name])) for row in rows], np.int64)
         for name in rows[0]
     }
-    filled["widths"] = np.where(filled["widths"] == _NO_INPUTS, 0, filled["widths"])
     begins = filled["positions"] == 0
     filled["segment_ids"] = begins.cumsum(axis=1) * (filled["targets"] != PAD)
     return filled
@@ -113,7 +113,6 @@ def _padded(examples: Sequence[Parts], length: int) -> dict[str, Int[ndarray, "B
         name: np.array([np.pad(one[name], (0, length - len(one[name]))) for one in examples])
         for name in examples[0]
     }
-    rows["widths"] = np.where(rows["widths"] == _NO_INPUTS, 0, rows["widths"])
     return rows | {"positions": np.arange(length)}
 
 
@@ -132,9 +131,10 @@ def _laid_out(example: Any, sizes: Mapping[str, int], name: str) -> Parts:
         if len(ids) > length:
             raise RejectedError(name, "BATCH-10", f"{feature} have {len(ids)} ids, {length} fit")
         parts[feature] = ids
-    inputs = parts.get("inputs", np.zeros(0, np.int64))
-    targets = parts["targets"]
-    if not len(targets) and "inputs" in sizes:
+    if "inputs" not in parts:
+        return parts
+    inputs, targets = parts["inputs"], parts["targets"]
+    if not len(targets):
         targets = np.array([PAD])
     ids, width = np.concatenate([inputs, targets]), len(inputs)
     return {
@@ -164,10 +164,11 @@ def feed_statistics(features: Features) -> Mapping[str, int]:
     """
     if not isinstance(features, Mapping):
         raise RejectedError("features", "BATCH-10", "must be a mapping of rows")
-    for name in ("decoder_target_tokens", "decoder_loss_weights"):
-        found = features.get(name) if isinstance(features, Mapping) else None
-        if not isinstance(found, ndarray) or found.ndim != 2:
-            raise RejectedError("features", "BATCH-10", f"must hold {name} [B, L]")
+    sizes: dict[str, int] = {}
+    for name in ("target_tokens", "loss_weights", "segment_ids"):
+        if name != "segment_ids" or f"decoder_{name}" in features:
+            found = features.get(f"decoder_{name}")
+            check_array(f"features['decoder_{name}']", found, "B L", sizes, "BATCH-10", kind="i")
     real = features["decoder_target_tokens"] != PAD
     segments = features.get("decoder_segment_ids", real)
     return {

@@ -24,7 +24,7 @@ from openmoe_spec.data import (
 )
 from openmoe_spec.errors import RejectedError
 
-Documents = Sequence[Int[ndarray, " n"]]
+Documents = Sequence[Int[ndarray, " _"]]
 
 
 def num_blocks(length: int, *, max_length: int = MAX_DOCUMENT_LENGTH) -> int:
@@ -76,7 +76,7 @@ def objective_groups(num_groups: int, objective: int) -> tuple[int, ...]:
     return tuple(range(_objective(objective), num_groups, len(OBJECTIVES)))
 
 
-def split_tokens(tokens: Int[ndarray, " n"], length: int) -> list[Int[ndarray, " m"]]:
+def split_tokens(tokens: Int[ndarray, " n"], length: int) -> list[Int[ndarray, " _"]]:
     """Return tokens in segments in turn, the last one shorter. Spec: DATA-05.
 
     Source: preprocessors.py::split_tokens.
@@ -91,7 +91,7 @@ def objective_segments(
     inputs_length: int,
     block: int = 0,
     max_length: int = MAX_DOCUMENT_LENGTH,
-) -> list[Int[ndarray, " m"]]:
+) -> list[Int[ndarray, " _"]]:
     """Return the segments that an objective makes of one group of documents.
 
     `block` is the one of the joined group that PrefixLM looks at; spans look at all of it.
@@ -99,11 +99,12 @@ def objective_segments(
     Source: preprocessors.py::ul2_objective, prefix_lm.
     """
     joined = join_documents(documents)
+    inputs_length = check_integer("inputs_length", inputs_length, "DATA-11", least=2)
     if len(documents) > GROUP_OF_DOCUMENTS:
         raise RejectedError("documents", "DATA-11", f"are a group of {GROUP_OF_DOCUMENTS} at most")
     made = OBJECTIVES[_objective(objective)]
     if made.mean_noise_span_length is None:
-        length = check_integer("inputs_length", inputs_length, "DATA-11", least=2) - 1
+        length = inputs_length - 1
         joined = document_block(joined, block, max_length=max_length) if len(joined) else joined
     else:
         lengths = span_lengths(
@@ -115,7 +116,7 @@ def objective_segments(
     return split_tokens(joined, length)
 
 
-def full_lm_segments(documents: Documents, *, length: int) -> list[Int[ndarray, " m"]]:
+def full_lm_segments(documents: Documents, *, length: int) -> list[Int[ndarray, " _"]]:
     """Return the segments of one group's causal stream; each ends in the end id.
 
     Errors: RejectedError DATA-11. Spec: DATA-06. Source: preprocessors.py::full_lm.

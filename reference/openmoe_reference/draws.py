@@ -20,7 +20,7 @@ from openmoe_spec.data import MAX_DOCUMENT_LENGTH, OBJECTIVES
 
 def permutations(
     generator: np.random.Generator, counts: Mapping[str, int]
-) -> Mapping[str, Int[ndarray, " n"]]:
+) -> Mapping[str, Int[ndarray, " _"]]:
     """Return both permutations of a mask, uniform over all. Spec: OBJ-16."""
     return {
         f"{kind}_permutation": generator.permutation(counts[f"num_{kind}_tokens"] - 1)

@@ -33,11 +33,7 @@ def of_objective(
     Errors: RejectedError OBJ-15. Spec: OBJ-05, OBJ-13, OBJ-17.
     """
     index = check_integer("objective", objective, "OBJ-15", least=0, most=len(OBJECTIVES) - 1)
-    sizes = [
-        check_integer("inputs_length", inputs_length, "OBJ-15", least=3),
-        check_integer("targets_length", targets_length, "OBJ-15", least=2),
-        check_integer("prompt_length", prompt_length, "OBJ-15", least=0),
-    ]
+    sizes = _sizes(inputs_length, targets_length, prompt_length)
     inputs, targets = _lengths(OBJECTIVES[index], sizes[0])
     inputs = np.minimum(inputs + sizes[2], sizes[0] - 1) + 1
     targets = np.minimum(targets, sizes[1] - 1) + 1
@@ -54,7 +50,7 @@ def of_mixture(
 
     Errors: RejectedError OBJ-15. Spec: OBJ-18, BATCH-06.
     """
-    positions = inputs_length + targets_length
+    positions = sum(_sizes(inputs_length, targets_length, prompt_length)[:2])
     each = [
         of_objective(
             i,
@@ -69,6 +65,17 @@ def of_mixture(
         "fill": sum(r * e.tokens for r, e in zip(rates, each, strict=True)) / positions,
         "loss": sum(r * e.loss_positions for r, e in zip(rates, each, strict=True)) / positions,
     }
+
+
+def _sizes(inputs_length: object, targets_length: object, prompt_length: object) -> list[int]:
+    given = {
+        "inputs_length": (inputs_length, 3),
+        "targets_length": (targets_length, 2),
+        "prompt_length": (prompt_length, 0),
+    }
+    return [
+        check_integer(name, value, "OBJ-15", least=least) for name, (value, least) in given.items()
+    ]
 
 
 def _lengths(made: Objective, inputs_length: int) -> tuple[np.ndarray, np.ndarray]:

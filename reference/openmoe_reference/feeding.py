@@ -27,10 +27,10 @@ from openmoe_reference.documents import (
 )
 from openmoe_reference.noise import noise_counts, prefix_bounds
 from openmoe_reference.objectives import Example, ul2_example
-from openmoe_spec.data import GROUP_OF_DOCUMENTS, OBJECTIVES
+from openmoe_spec.data import GROUP_OF_DOCUMENTS, NUM_SENTINELS, OBJECTIVES
 from openmoe_spec.errors import RejectedError
 
-Prompts = Sequence[Int[ndarray, " P"]]
+Prompts = Sequence[Int[ndarray, " _"]]
 """Ids of the mode of each objective."""
 
 
@@ -58,12 +58,16 @@ def feed(
     processes = check_integer("num_processes", num_processes, "DATA-11", least=1)
     process = check_integer("process", process, "DATA-11", least=0, most=processes - 1)
     join_documents(documents)  # refuses what is no document
-    if len(prompts) != len(OBJECTIVES):
+    if not isinstance(prompts, Sequence) or len(prompts) != len(OBJECTIVES):
         raise RejectedError("prompts", "DATA-11", f"must be {len(OBJECTIVES)}, one an objective")
+    lengths = {
+        "inputs": check_integer("inputs_length", inputs_length, "DATA-11", least=3),
+        "targets": check_integer("targets_length", targets_length, "DATA-11", least=2),
+    }
+    check_integer("vocabulary_size", vocabulary_size, "DATA-11", least=NUM_SENTINELS + 1)
     modes = [check_ids(f"prompts[{i}]", one, "DATA-11") for i, one in enumerate(prompts)]
     own = [one for one in list(documents)[process::processes] if np.count_nonzero(one)]
     groups = [own[i : i + GROUP_OF_DOCUMENTS] for i in range(0, len(own), GROUP_OF_DOCUMENTS)]
-    lengths = {"inputs": inputs_length, "targets": targets_length}
 
     def stream(objective: int) -> Iterator[Example]:
         """Yield the examples of an objective for ever; none when it has no group."""

@@ -22,7 +22,7 @@ from openmoe_spec.data import END, NUM_SENTINELS, OBJECTIVES, OVERFLOWS, TRANSFO
 from openmoe_spec.dialects import choices
 from openmoe_spec.errors import RejectedError
 
-Example = Mapping[str, Int[ndarray, " n"]]
+Example = Mapping[str, Int[ndarray, " _"]]
 """Ids of `inputs` and `targets`."""
 
 

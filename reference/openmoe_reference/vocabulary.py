@@ -6,6 +6,7 @@ Line-comparable to seqio vocabularies.py@b898b9f.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,7 +89,7 @@ def with_sentinels(
     num_sentinels = check_integer("num_sentinels", num_sentinels, "VOCAB-05", least=0)
     if not isinstance(model, bytes):
         raise RejectedError("model", "VOCAB-05", f"must be bytes, got {type(model).__name__}")
-    if num_sentinels and "▁<extra_id_0>".encode() in model:
+    if num_sentinels and re.search("▁<extra_id_[0-9]+>".encode(), model):
         raise RejectedError("model", "VOCAB-05", "holds sentinels already")
     order = range(num_sentinels)
     return model + b"".join(_piece(j) for j in (reversed(order) if reverse else order))

@@ -12,7 +12,7 @@ CLASSES = {
     "T": "tolerance",
     "D": "decision under the interval rule",
     "P": "distribution",
-    "S": "structure of a program",
+    "S": "structure of a program or stream",
     "R": "must reject",
     "I": "informative",
 }
