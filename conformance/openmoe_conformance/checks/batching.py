@@ -188,6 +188,8 @@ def ids_of_0_among_inputs_get_weights(subject: Subject, case: Case, _: Evidence)
 def ids_of_0_cut_tails_of_packed_examples(subject: Subject, case: Case, _: Evidence) -> None:
     """Since an example is as long as it has other ids."""
     _compare(subject, case, *_PACKED, pack=True)
+    causal = [name for name in _PACKED if name != "causal_attention"]
+    _compare(subject, case, *causal, pack=True, causal=True)
 
 
 @check("BATCH-09", "decoder_features", cases=_EMPTY)

@@ -287,6 +287,17 @@ class ExamplesAreAsLongAsTheyAre(_OtherPacking):
         return {**rows, "targets": np.where(rows["targets"] == -7, 0, rows["targets"])}
 
 
+@mutant("BATCH-08")
+class CausalRowsCountEveryId(_OtherPacking):
+    """A causal example takes as many places as it has ids, those of 0 too."""
+
+    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
+        if "widths" in examples[0]:
+            return PACKED(examples, length)
+        sized = [{**one, "sizes": np.ones(len(one["targets"]), np.int64)} for one in examples]
+        return PACKED(sized, length)
+
+
 @mutant("BATCH-09")
 class EmptyTargetsStayEmpty(ReferenceAdapter):
     """No id is put in their place."""
