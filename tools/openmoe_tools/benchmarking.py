@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def bench(rounds: int, tokens: int, output: Path | None) -> None:
 
     page = ("--no-write",) if output is None else ("--output", str(output))
     arguments = ("--rounds", str(rounds), "--tokens", str(tokens), *page)
-    benchmark.main(arguments, [reference_section])
+    benchmark.main(arguments, [reference_section, examples_section, text_section])
 
 
 def reference_section() -> str:
@@ -60,3 +62,30 @@ def reference_section() -> str:
 {ROWS} x {LENGTH} tokens, float32: median of {ROUNDS} runs {median:.2f} s. Target: below \
 {MOST_SECONDS:.0f} s, {state}.
 """
+
+
+def examples_section() -> str:
+    """Return how many examples and rows production makes a second beside the reference."""
+    from openmoe_production import bench_data  # noqa: PLC0415
+
+    return bench_data.page(bench_data.report(against="openmoe_reference"))
+
+
+def text_section() -> str:
+    """Return where the time goes from text to batches; a line where the extra is missing."""
+    if any(importlib.util.find_spec(name) is None for name in ("grain", "sentencepiece")):
+        return "## From text to batches\n\nNot measured: it needs the extra `data`.\n"
+    from openmoe_production import bench_text  # noqa: PLC0415
+    from openmoe_tools.data import corpus, tokenizer  # noqa: PLC0415
+
+    code = [one.text for one in corpus.standard_library_functions()]
+    prose = [text for text in topics.values() if text.strip()]
+    return bench_text.section(
+        [
+            bench_text.Corpus(name, texts, tokenizer.train(texts, vocabulary_size=pieces))
+            for name, texts, pieces in (
+                ("functions of the standard library", code, 8000),
+                ("its reference manual", prose, 8000),
+            )
+        ]
+    )

@@ -16,7 +16,11 @@ def test_options_go_to_production_with_the_references_section(run, monkeypatch, 
     assert run("bench").code == 0
     written = ("--rounds", "3", "--tokens", "64", "--output", str(page))
     printed = ("--rounds", "16", "--tokens", "4096", "--no-write")
-    more = [benchmarking.reference_section]
+    more = [
+        benchmarking.reference_section,
+        benchmarking.examples_section,
+        benchmarking.text_section,
+    ]
     assert called == [(written, more), (printed, more)]
 
 

@@ -99,7 +99,6 @@ def _tasks(request: Request) -> list[Task]:
             paths,
             field=request.field,
             standard_library=request.standard_library,
-            command=COMMAND,
         )
 
     if not request.weights:

@@ -26,9 +26,7 @@ def require(command: str, *packages: str, extra: str = "data") -> None:
             raise UsageError(f"{command} needs {name}: pip install 'openmoe-spec[{extra}]'")
 
 
-def documents(
-    paths: Sequence[Path], *, field: str, standard_library: bool, command: str
-) -> Documents:
+def documents(paths: Sequence[Path], *, field: str, standard_library: bool) -> Documents:
     """Return documents of files and folders, or of the standard library. Errors: UsageError."""
     from openmoe_production import sources  # noqa: PLC0415
 
@@ -37,7 +35,7 @@ def documents(
             raise UsageError("--standard-library: goes without FILES")
         return sources.Texts([one.text for one in functions()])
     if not paths:
-        raise UsageError(f"{command}: name FILES, or give --standard-library")
+        raise UsageError("FILES: none are given; name some, or give --standard-library")
     for path in paths:
         if path.suffix.lower() == ".parquet":
             require(str(path), "pyarrow")

@@ -59,7 +59,6 @@ def preview(request: Request) -> int:
         request.paths,
         field=request.field,
         standard_library=request.standard_library,
-        command=COMMAND,
     )
     texts = _first(given)
     vocabulary = _vocabulary(request, given, to)

@@ -48,7 +48,6 @@ def train(request: Request) -> int:
         request.paths,
         field=request.field,
         standard_library=request.standard_library,
-        command="openmoe tokenizer train",
     )
     to = console()
     with to.status("training"):  # shown on a terminal alone
