@@ -78,6 +78,7 @@ def objective_segments(
     joined = join_documents(documents)
     if len(documents) > GROUP_OF_DOCUMENTS:
         raise RejectedError("documents", "DATA-11", f"are a group of {GROUP_OF_DOCUMENTS} at most")
+    inputs_length = whole("inputs_length", inputs_length, "DATA-11", least=2)
     made = OBJECTIVES[_objective(objective)]
     if made.mean_noise_span_length is not None:
         longest = span_lengths(
@@ -86,10 +87,9 @@ def objective_segments(
             mean_noise_span_length=made.mean_noise_span_length,
         )
         return _cut(joined, longest["tokens_length"])
-    length = whole("inputs_length", inputs_length, "DATA-11", least=2) - 1
     if len(joined):
         joined = document_block(joined, block, max_length=max_length)
-    return _cut(joined, length)
+    return _cut(joined, inputs_length - 1)
 
 
 def full_lm_segments(documents: Sequence[np.ndarray], *, length: int) -> list[np.ndarray]:

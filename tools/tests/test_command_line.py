@@ -92,7 +92,7 @@ def test_help_names_every_command(tmp_path):
 def test_version(tmp_path):
     found = openmoe("version", cwd=tmp_path)
     assert found.returncode == 0
-    assert "specification 0.2" in found.stdout
+    assert "specification 0.3" in found.stdout
 
 
 def test_a_run_that_holds_writes_all_three_reports(tmp_path):
