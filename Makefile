@@ -35,9 +35,10 @@ mutants: $(STAMP) ## plant every known bug and print which clause catches it
 test: lint ## lint, types, import rule, generated files, and all tests, every mutant among them
 	$(BIN)/python -m pytest -n 2
 
-test-kit: $(KIT_STAMP) ## the conformance kit installed without JAX, on the NumPy example
+test-kit: $(KIT_STAMP) ## the conformance kit installed without JAX, on the NumPy examples
 	! .venv-kit/bin/python -c 'import jax' 2>/dev/null
-	cd conformance/examples && ../../.venv-kit/bin/openmoe conform --implementation numpy_router:Adapter --profile $(PROFILE)
+	cd conformance/examples && for example in numpy_router ul2_spans; do \
+		../../.venv-kit/bin/openmoe conform --implementation $$example:Adapter --profile $(PROFILE) || exit 1; done
 
 lint: $(STAMP) ## style, types, import rule, and that generated files match SPEC.md
 	$(BIN)/ruff check .

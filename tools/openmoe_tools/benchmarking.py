@@ -6,7 +6,6 @@ import importlib.util
 import statistics
 import time
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -79,13 +78,13 @@ def text_section() -> str:
     from openmoe_tools.data import corpus, tokenizer  # noqa: PLC0415
 
     code = [one.text for one in corpus.standard_library_functions()]
-    prose = [text for text in topics.values() if text.strip()]
+    prose = [parts[1] for one in code if len(parts := one.split('"""')) > 1 and parts[1].strip()]
     return bench_text.section(
         [
             bench_text.Corpus(name, texts, tokenizer.train(texts, vocabulary_size=pieces))
             for name, texts, pieces in (
                 ("functions of the standard library", code, 8000),
-                ("its reference manual", prose, 8000),
+                ("their docstrings", prose, 8000),
             )
         ]
     )
