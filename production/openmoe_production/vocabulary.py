@@ -15,7 +15,15 @@ import numpy as np
 import sentencepiece
 from numpy import ndarray
 
-from openmoe_spec.data import EMBEDDING_MULTIPLE, END, NUM_PIECES, NUM_SENTINELS, OBJECTIVES, PAD
+from openmoe_spec.data import (
+    EMBEDDING_MULTIPLE,
+    END,
+    NUM_PIECES,
+    NUM_SENTINELS,
+    OBJECTIVES,
+    PAD,
+    UMT5_TEXTS,
+)
 from openmoe_spec.errors import RejectedError
 
 UMT5 = {"pieces": NUM_PIECES, "pad": PAD, "end": END, "start": 2, "unknown": 3}
@@ -111,19 +119,23 @@ class Vocabulary:
         return str(self.processor.decode(known[: ends[0] + 1 if len(ends) else None].tolist()))
 
     def differences_from_umt5(self) -> dict[str, tuple[Any, Any]]:
-        """Return what cannot be umT5's model, as (found, umT5's) by name; nothing of its pieces.
+        """Return what is not as umT5's model has it, as (found, umT5's) by name.
 
-        Spec: VOCAB-01, VOCAB-06.
+        Where its form fits, the published ids of a few texts are compared too.
+        Spec: VOCAB-01, VOCAB-03, VOCAB-06.
         """
-        found = {
+        found: dict[str, Any] = {
             "pieces": self.num_pieces,
             "pad": self.processor.pad_id(),
             "end": self.processor.eos_id(),
             "start": self.start,
             "unknown": self.unknown,
+            "byte fallback": self.byte_fallback,
         }
-        wanted = UMT5 | {"byte fallback": True}
-        found |= {"byte fallback": self.byte_fallback}
+        wanted: dict[str, Any] = UMT5 | {"byte fallback": True}
+        if found == wanted:
+            wanted = {f"ids of {text!r}": list(ids) for text, ids in UMT5_TEXTS.items()}
+            found = {f"ids of {text!r}": [*self.encode(text).tolist(), END] for text in UMT5_TEXTS}
         return {name: (found[name], wanted[name]) for name in wanted if found[name] != wanted[name]}
 
 

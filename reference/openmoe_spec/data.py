@@ -15,6 +15,21 @@ PAD, END = 0, 1
 NUM_PIECES, NUM_SENTINELS = 256_000, 300
 """Pieces of umT5's SentencePiece model, and the sentinels added to it."""
 
+UMT5_TEXTS: Mapping[str, tuple[int, ...]] = {
+    "Bonjour monsieur <extra_id_0> bien <extra_id_1>.": (
+        *(38530, 210703, 256299, 1410, 256298, 274, 1),
+    ),
+    "No se como puedo <extra_id_0>.": (826, 321, 671, 25922, 256299, 274, 1),
+    "This is the reason why we <extra_id_0> them.": (
+        *(1460, 339, 312, 19014, 10620, 758, 256299, 2355, 274, 1),
+    ),
+    "A <extra_id_0> walks into a bar and orders a <extra_id_1> with <extra_id_2> pinch of <extra_id_3>.": (
+        *(320, 256299, 14869, 281, 2234, 289, 2275, 333, 61391, 289, 256298, 543, 256297),
+        *(168714, 329, 256296, 274, 1),
+    ),
+}
+"""Ids of some texts, the end behind them, by umT5's model. Source: transformers, test of UMT5."""
+
 EMBEDDING_MULTIPLE = 128
 """The embedding table's rows are a multiple of this."""
 

@@ -80,12 +80,17 @@ def test_a_text_is_shown_as_pieces(run, model, tmp_path, valid):
     assert [p for p in shown["pieces"] if p.startswith("<0x")] == ["<0xE7>", "<0x8C>", "<0xAB>"]
 
 
-def test_a_model_with_everything_of_umt5_but_its_pieces_may_be_it(run, model, monkeypatch):
+def test_a_model_of_umt5s_form_is_told_by_the_ids_of_texts(run, model, monkeypatch):
     from openmoe_production import vocabulary
 
     monkeypatch.setitem(vocabulary.UMT5, "pieces", 320)
     found = run("tokenizer", "inspect", model)
-    assert "This may be umT5's model" in found.stdout
+    assert "This is not umT5's model: ids of 'Bonjour monsieur" in found.stdout
+    loaded = vocabulary.load(model)
+    own = {text: (*loaded.encode(text).tolist(), 1) for text in vocabulary.UMT5_TEXTS}
+    monkeypatch.setattr(vocabulary, "UMT5_TEXTS", own)
+    found = run("tokenizer", "inspect", model)
+    assert "This is umT5's model as far as can be told" in found.stdout
 
 
 def test_mistakes_are_one_line(complains, text, model, tmp_path):

@@ -139,8 +139,8 @@ def render(made: dict[str, Any], to: Console) -> None:
     else:
         say(
             to,
-            "\nThis may be umT5's model: pieces, special ids and byte fallback fit. Its pieces "
-            "themselves\nare not compared: no copy is at hand.",
+            "\nThis is umT5's model as far as can be told: number of pieces, special ids, byte "
+            "fallback and the\npublished ids of a few texts fit.",
         )
     for one in made["texts"]:
         say(to, f"\n{one['text']}", "bold")
