@@ -58,6 +58,7 @@ CHAPTERS = (
     ),
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
     *("vocabulary", "noise", "objectives", "documents", "batching", "draws", "feeding"),
+    "fed_examples",
     *("dialects", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -78,6 +78,7 @@ def prefixes_are_uniform(subject: Subject, case: Case, evidence: Evidence) -> No
     if most > least:
         counts = np.bincount(found - least, minlength=most - least + 1)
         chances.judge("prefixes", counts, [1.0] * len(counts), evidence)
+        _judge_pairs("pairs of prefixes", found - least, [1.0] * len(counts), evidence)
 
 
 @check("OBJ-18", "draw_objectives", cases=_seeds({}))
@@ -87,9 +88,7 @@ def objectives_have_their_rates(subject: Subject, case: Case, evidence: Evidence
     found = _drawn("draw_objectives", answer, case["count"], 0, len(OBJECTIVES) - 1)
     rates = np.array([one.rate for one in OBJECTIVES])
     chances.judge("objectives", np.bincount(found, minlength=6), rates.tolist(), evidence)
-    # Every second pair, so that pairs are independent too.
-    pairs = np.bincount(found[0::2][: len(found) // 2] * 6 + found[1::2], minlength=36)
-    chances.judge("pairs of objectives", pairs, np.outer(rates, rates).ravel().tolist(), evidence)
+    _judge_pairs("pairs of objectives", found, rates.tolist(), evidence)
 
 
 @check(
@@ -123,6 +122,41 @@ def tasks_have_their_shares(subject: Subject, case: Case, evidence: Evidence) ->
     if sum(counts) != case["count"]:
         raise Disagreement(f"draw_tasks: {sum(counts)} draws, expected {case['count']}")
     chances.judge("tasks", counts, list(shares.values()), evidence)
+
+
+@check(
+    "OBJ-18",
+    "draw_objectives",
+    cases=_seeds({"seeds": 20}),
+)
+def seeds_matter(subject: Subject, case: Case, _: Evidence) -> None:
+    """Another seed gives other draws."""
+    answers_ = {
+        ids("draw_objectives", subject.call("draw_objectives", 200, seed=seed)).tobytes()
+        for seed in range(case["seeds"])
+    }
+    if len(answers_) < case["seeds"]:
+        raise Disagreement(f"draw_objectives: {case['seeds']} seeds give {len(answers_)} answers")
+
+
+@check("DATA-09", "draw_tasks", cases=_seeds({"seeds": 20}))
+def seeds_matter_for_tasks(subject: Subject, case: Case, _: Evidence) -> None:
+    """Another seed gives other tasks."""
+    answers_ = {
+        tuple(map(str, subject.call("draw_tasks", "mix_ul2", 200, seed=seed)))
+        for seed in range(case["seeds"])
+    }
+    if len(answers_) < case["seeds"]:
+        raise Disagreement(f"draw_tasks: {case['seeds']} seeds give {len(answers_)} answers")
+
+
+def _judge_pairs(name: str, found: np.ndarray, shares: Sequence[float], evidence: Evidence) -> None:
+    """Require that draws are independent of the ones before them: every second pair is."""
+    count, half = len(shares), len(found) // 2
+    if count**2 * 20 > half:
+        return  # too few for so many outcomes
+    pairs = np.bincount(found[: 2 * half : 2] * count + found[1 : 2 * half : 2], minlength=count**2)
+    chances.judge(name, pairs, np.outer(shares, shares).ravel().tolist(), evidence)
 
 
 def _drawn(name: str, answer: object, count: int, least: int, most: int) -> np.ndarray:

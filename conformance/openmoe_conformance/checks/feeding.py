@@ -41,7 +41,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _documents(count: int, *, longest: int = 12) -> list[ndarray]:
+def documents_of_own_ids(count: int, *, longest: int = 12) -> list[ndarray]:
     """Return documents of ids of their own; every seventh is empty."""
     sizes = np.random.default_rng(count).integers(1, longest + 1, count)
     sizes[3::7] = 0
@@ -49,18 +49,19 @@ def _documents(count: int, *, longest: int = 12) -> list[ndarray]:
     return [np.arange(end - n, end).astype(np.int32) for end, n in zip(ends, sizes, strict=True)]
 
 
-def _fed(subject: Subject, given: list[ndarray], count: int, **more: Any) -> tuple[Any, Any]:
-    """Return rows by feature, and the state behind them."""
-    answer = subject.call("feed", given, count=count, **_OPTIONS, **more)
+def fed(subject: Subject, given: list[ndarray], count: int, **more: Any) -> tuple[Any, Any]:
+    """Return rows by feature, and the state behind them; `more` goes over the options here."""
+    options = _OPTIONS | more
+    answer = subject.call("feed", given, count=count, **options)
     found = fields("feed", answer, ("features", "state"))
     features = rows("feed", found["features"], NAMES)
     for name, array in features.items():
-        if array.shape != (count, 2 * LENGTH):
+        if array.shape != (count, options["inputs_length"] + options["targets_length"]):
             raise Disagreement(f"feed: {name} of shape {list(array.shape)}, asked for {count} rows")
     return features, found["state"]
 
 
-def _examples(features: dict[str, ndarray]) -> Iterator[tuple[int, ndarray, ndarray]]:
+def examples_of_rows(features: dict[str, ndarray]) -> Iterator[tuple[int, ndarray, ndarray]]:
     """Yield objective, inputs and targets of every example in some rows."""
     modes = {tuple(one.tolist()): i for i, one in enumerate(PROMPTS)}
     columns = (features[f"decoder_{n}"] for n in ("target_tokens", "segment_ids", "loss_weights"))
@@ -86,12 +87,12 @@ def _sizes(_: Profile) -> Iterator[Case]:
 @check("DATA-12", "feed", cases=_sizes)
 def the_same_seed_gives_the_same_rows(subject: Subject, case: Case, _: Evidence) -> None:
     """And another one does not."""
-    given = _documents(case["documents"])
-    one, _state = _fed(subject, given, 40, seed=case["seed"])
-    again, _state = _fed(subject, given, 40, seed=case["seed"])
+    given = documents_of_own_ids(case["documents"])
+    one, _state = fed(subject, given, 40, seed=case["seed"])
+    again, _state = fed(subject, given, 40, seed=case["seed"])
     for name in NAMES:
         same(f"{name}, a second time", again[name], one[name])
-    other, _state = _fed(subject, given, 40, seed=case["seed"] + 1)
+    other, _state = fed(subject, given, 40, seed=case["seed"] + 1)
     if all(np.array_equal(other[name], one[name]) for name in NAMES):
         raise Disagreement("feed: another seed gives the same rows")
 
@@ -105,15 +106,28 @@ def _stops(profile: Profile) -> Iterator[Case]:
 @check("DATA-12", "feed(state)", cases=_stops)
 def a_pipeline_goes_on_where_it_stopped(subject: Subject, case: Case, _: Evidence) -> None:
     """After any number of rows, more than once, and in the middle of a group."""
-    given = _documents(800)
-    whole, _state = _fed(subject, given, sum(case["stops"]), seed=case["seed"])
+    given = documents_of_own_ids(800)
+    whole, _state = fed(subject, given, sum(case["stops"]), seed=case["seed"])
     state, first = None, 0
     for count in case["stops"]:
-        part, state = _fed(subject, given, count, seed=case["seed"], state=state)
+        part, state = fed(subject, given, count, seed=case["seed"], state=state)
         for name in NAMES:
             wanted = whole[name][first : first + count]
             same(f"{name} from row {first} on", part[name], wanted)
         first += count
+
+
+@check("DATA-12", "feed(state)", "feed(process)", "feed(num_processes)", cases=_stops)
+def a_process_goes_on_where_it_stopped(subject: Subject, case: Case, _: Evidence) -> None:
+    """With its own documents."""
+    given = documents_of_own_ids(2400)
+    own = {"process": 2, "num_processes": 3, "seed": case["seed"]}
+    first, second, _third = case["stops"]
+    whole, _state = fed(subject, given, first + second, **own)
+    _part, state = fed(subject, given, first, **own)
+    part, _state = fed(subject, given, second, state=state, **own)
+    for name in NAMES:
+        same(f"{name} of process 2 of 3, from row {first} on", part[name], whole[name][first:])
 
 
 # ---- processes ---------------------------------------------------------------------------------
@@ -122,11 +136,11 @@ def a_pipeline_goes_on_where_it_stopped(subject: Subject, case: Case, _: Evidenc
 @check("DATA-13", "feed(process)", "feed(num_processes)", cases=_sizes)
 def processes_see_documents_of_their_own(subject: Subject, case: Case, _: Evidence) -> None:
     """Every n-th one each."""
-    given = _documents(case["documents"])
+    given = documents_of_own_ids(case["documents"])
     owner = {int(i): place for place, one in enumerate(given) for i in one}
     for process in range(3):
         options = {"process": process, "num_processes": 3, "seed": case["seed"]}
-        features, _state = _fed(subject, given, 40, **options)
+        features, _state = fed(subject, given, 40, **options)
         tokens = features["decoder_target_tokens"]
         ordinary = tokens[(tokens >= _FIRST) & (tokens < PIECES)]
         seen = sorted({owner[int(one)] % 3 for one in ordinary if int(one) in owner})
@@ -139,20 +153,20 @@ def processes_see_documents_of_their_own(subject: Subject, case: Case, _: Eviden
 @check("DATA-14", "feed", cases=_sizes)
 def objectives_are_fed_from_their_own_groups(subject: Subject, case: Case, _: Evidence) -> None:
     """Groups of 128 documents that hold something, each for one objective only."""
-    given = _documents(case["documents"])
-    features, _state = _fed(subject, given, 120, seed=case["seed"])
+    given = documents_of_own_ids(case["documents"])
+    features, _state = fed(subject, given, 120, seed=case["seed"])
     groups = -(-sum(1 for one in given if len(one)) // GROUP_OF_DOCUMENTS)
-    fed: dict[int, set[int]] = {}
-    for objective, inputs, targets in _examples(features):
+    seen: dict[int, set[int]] = {}
+    for objective, inputs, targets in examples_of_rows(features):
         found = np.concatenate([inputs, targets])
-        fed.setdefault(objective, set()).update(
+        seen.setdefault(objective, set()).update(
             found[(found >= _FIRST) & (found < PIECES)].tolist()
         )
     wanted = [i for i in range(len(OBJECTIVES)) if documents.objective_groups(groups, i)]
-    same("objectives that were fed", sorted(fed), wanted)
+    same("objectives that were fed", sorted(seen), wanted)
     for one in wanted:
         for other in wanted:
-            if one < other and (both := fed[one] & fed[other]):
+            if one < other and (both := seen[one] & seen[other]):
                 raise Disagreement(
                     f"feed: objectives {one} and {other} see the same {len(both)} tokens"
                 )
@@ -161,8 +175,8 @@ def objectives_are_fed_from_their_own_groups(subject: Subject, case: Case, _: Ev
 @check("DATA-14", "feed", cases=_sizes)
 def examples_are_whole(subject: Subject, case: Case, _: Evidence) -> None:
     """A mode, an end on each side, sentinels in turn, tokens in the order of the text."""
-    features, _state = _fed(subject, _documents(case["documents"]), 80, seed=case["seed"])
-    for objective, inputs, targets in _examples(features):
+    features, _state = fed(subject, documents_of_own_ids(case["documents"]), 80, seed=case["seed"])
+    for objective, inputs, targets in examples_of_rows(features):
         where = f"feed: an example of objective {objective}"
         if inputs[-1] != END or targets[-1] != END or len(inputs) > LENGTH:
             raise Disagreement(f"{where} does not end in {END} on both sides")
@@ -179,9 +193,9 @@ def examples_are_whole(subject: Subject, case: Case, _: Evidence) -> None:
 @check("DATA-14", "feed", cases=lambda _: iter([{"documents": 800, "seed": 5}]))
 def ended_groups_begin_anew(subject: Subject, case: Case, _: Evidence) -> None:
     """Rates hold for as long as the pipeline runs: PrefixLM has half of the examples."""
-    given = _documents(case["documents"])
-    features, _state = _fed(subject, given, 1200, seed=case["seed"])
-    shown = [objective for objective, _, _ in _examples(features)][-600:]
+    given = documents_of_own_ids(case["documents"])
+    features, _state = fed(subject, given, 1200, seed=case["seed"])
+    shown = [objective for objective, _, _ in examples_of_rows(features)][-600:]
     share = shown.count(5) / len(shown)
     # Half of 600 draws: 0.4 and 0.6 are 4.9 standard deviations off.
     if not 0.4 < share < 0.6:

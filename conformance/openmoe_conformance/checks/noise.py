@@ -113,6 +113,23 @@ def counting_is_float32_and_half_to_even(subject: Subject, case: Case, _: Eviden
     same_numbers("noise_counts", subject.call("noise_counts", case["length"], **how), wanted)
 
 
+def _prefix_roundings(_: Profile) -> Iterator[Case]:
+    """Yield lengths at which float64 would give another shortest prefix."""
+    for density in (0.15, 0.1, 0.25, 0.35, 0.45):
+        for length in range(3, 2100):
+            product = (1 - 2 * density) * (length - 1)
+            if max(1, round(product)) != noise.prefix_bounds(length, noise_density=density)[0]:
+                yield {"length": length, "noise_density": density}
+
+
+@check("OBJ-11", "prefix_bounds(noise_density)", cases=_prefix_roundings)
+def prefixes_are_counted_in_float32(subject: Subject, case: Case, _: Evidence) -> None:
+    """Where float64 gives another number."""
+    density = case["noise_density"]
+    answer = subject.call("prefix_bounds", case["length"], noise_density=density)
+    same("prefix_bounds", answer, noise.prefix_bounds(case["length"], noise_density=density))
+
+
 # ---- masks -------------------------------------------------------------------------------------
 
 
@@ -202,7 +219,7 @@ def masks_are_rolled_to_the_right(subject: Subject, case: Case, _: Evidence) -> 
 
 def _published(_: Profile) -> Iterator[Case]:
     for density, mean in (*_SPANS, (0.15, 64.0), (0.3, 3.0), (0.5, 2.0)):
-        for length in (16, 64, 512, 1024, 2048):
+        for length in (16, 64, 166, 172, 512, 1024, 2048):
             yield {
                 "inputs": length,
                 "noise_density": density,

@@ -76,7 +76,7 @@ def sentinels_may_count_upwards(subject: Subject, case: Case, _: Evidence) -> No
 _WORDS = (
     *("the", "Spans", "of", "noise", "[NLU]", "naïve", "日本", "1,024", "\t", "a"),
     *("<extra_id_0>", "<extra_id_1>", "<extra_id_299>", "<extra_id_300>", "x<extra_id_0>y"),
-    *("<extra_id_2><extra_id_3>", "</s>", "<pad>"),
+    *("<extra_id_2><extra_id_3>", "</s>", "<pad>", "a\0b"),
 )
 _TEXTS = st.fixed_dictionaries(
     {"text": st.lists(st.sampled_from(_WORDS), max_size=12).map(" ".join)}

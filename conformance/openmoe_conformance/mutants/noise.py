@@ -187,6 +187,16 @@ class TheModeIsCounted(ReferenceAdapter):
 
 
 @mutant("OBJ-05")
+class LengthsAreCountedInFloat32(ReferenceAdapter):
+    """Segments are counted in float32, as their noise is."""
+
+    def span_lengths(self, inputs_length: int, **options: Any) -> Mapping[str, int]:
+        right = super().span_lengths(inputs_length, **options)
+        density = float(np.float32(options["noise_density"]))
+        return super().span_lengths(inputs_length, **options | {"noise_density": density}) or right
+
+
+@mutant("OBJ-05")
 class HalfIsNotMadeEqual(ReferenceAdapter):
     """At density 0.5 targets may be longer than inputs."""
 
@@ -235,6 +245,15 @@ class ThePrefixMayBeEmpty(ReferenceAdapter):
     def prefix_bounds(self, length: int, *, noise_density: float = 0.5) -> tuple[int, int]:
         least, most = super().prefix_bounds(length, noise_density=noise_density)
         return (0 if noise_density == 0.5 else least), most
+
+
+@mutant("OBJ-11")
+class PrefixesAreCountedInFloat64(ReferenceAdapter):
+    """The shortest prefix is counted in float64."""
+
+    def prefix_bounds(self, length: int, *, noise_density: float = 0.5) -> tuple[int, int]:
+        _, most = super().prefix_bounds(length, noise_density=noise_density)
+        return min(most, max(1, round((1 - 2 * noise_density) * most))), most
 
 
 @mutant("OBJ-11")

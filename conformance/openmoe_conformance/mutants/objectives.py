@@ -264,6 +264,19 @@ class RoomIsLeftForTheMode(ReferenceAdapter):
 
 
 @mutant("OBJ-14")
+class NoiseOfExamplesIsCountedInFloat64(ReferenceAdapter):
+    """In examples, noise is counted in float64: permutations of the right size do not fit."""
+
+    def ul2_example(self, segment: ndarray, objective: int, **options: Any) -> Example:
+        made = OBJECTIVES[objective]
+        if made.mean_noise_span_length is not None and len(segment) > 1:
+            wanted = round(len(segment) * made.noise_density)
+            if len(options["noise_permutation"]) + 1 != min(max(wanted, 1), len(segment) - 1):
+                raise ValueError("a permutation of another size")
+        return super().ul2_example(segment, objective, **options)
+
+
+@mutant("OBJ-14")
 class InputsAndTargetsAreExchanged(ReferenceAdapter):
     """Spans are in the inputs, the text around them in the targets."""
 
@@ -380,6 +393,16 @@ class TheLongestPrefixIsNeverDrawn(ReferenceAdapter):
 
 
 @mutant("OBJ-17")
+class PrefixesTakeTurns(ReferenceAdapter):
+    """Every length comes in turn, each as often as any other."""
+
+    def draw_splits(self, length: int, *, count: int, seed: int) -> ndarray:
+        super().draw_splits(length, count=count, seed=seed)
+        least, most = noise.prefix_bounds(length)
+        return least + np.arange(count) % (most - least + 1)
+
+
+@mutant("OBJ-17")
 class PrefixesAreNearTheMiddle(ReferenceAdapter):
     """A prefix is the mean of two draws."""
 
@@ -397,6 +420,15 @@ class ObjectivesAreEquallyLikely(ReferenceAdapter):
 
     def draw_objectives(self, count: int, *, seed: int) -> ndarray:
         return np.random.default_rng(seed).integers(len(OBJECTIVES), size=count)
+
+
+@mutant("OBJ-18")
+class TheSeedIsConstant(ReferenceAdapter):
+    """The order of the objectives is the same for every seed, as in the training code."""
+
+    def draw_objectives(self, count: int, *, seed: int) -> ndarray:
+        super().draw_objectives(count, seed=seed)
+        return super().draw_objectives(count, seed=7)
 
 
 @mutant("OBJ-18")
