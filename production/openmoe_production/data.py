@@ -12,10 +12,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any, Self
 
 import grain  # type: ignore[import-untyped, unused-ignore]
@@ -35,6 +38,8 @@ from openmoe_spec.errors import RejectedError
 Features = dict[str, ndarray]
 
 _MOST_PROCESSES = 2**20
+_COMPARED = 64
+"""Documents of each task of which a state's pipeline is told by their content."""
 
 
 class Pipeline:
@@ -80,9 +85,11 @@ class Pipeline:
         return self
 
     def __next__(self) -> Features:
-        if self._iterator is None:
+        begins = self._iterator is None
+        if begins:
             self._iterator = self._begin()
-        features, note = next(self._iterator)
+        with _unheard_by_children() if begins and self._ahead else nullcontext():
+            features, note = next(self._iterator)
         self._state = note.state
         self.statistics.add(features, note.origins, note.seconds)
         return dict(features)
@@ -99,7 +106,12 @@ class Pipeline:
         if not isinstance(state, Mapping) or set(state) != {"pipeline", "state"}:
             raise RejectedError("state", "DATA-11", "is no state of a pipeline")
         if state["pipeline"] != self._digest:
-            raise RejectedError("state", "DATA-11", "is one of other documents or settings")
+            raise RejectedError(
+                "state",
+                "DATA-11",
+                "is one of other documents or settings (compared are settings, vocabulary, sizes of "
+                f"documents and the content of {_COMPARED} of them)",
+            )
         self.close()
         self._state = None if state["state"] is None else dict(state["state"])
 
@@ -123,6 +135,20 @@ class Pipeline:
                 worker_init_fn=_end_with_parent,
             )
         return dataset.__iter__()
+
+
+@contextmanager
+def _unheard_by_children() -> Iterator[None]:
+    """Keep an interrupt from a keyboard, which goes to children too, from those that begin meanwhile.
+
+    They take over what is blocked, from their first moment on; whoever began them ends them.
+    """
+    resource_tracker.ensure_running()  # it would end the blocking if it began later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(*_: int) -> None:
@@ -259,13 +285,23 @@ def _no_text(_: Sequence[str]) -> list[ndarray]:
 
 
 def _digest(tasks: Sequence[Task], settings: Settings, vocabulary: Vocabulary | None) -> str:
-    """Return a number for everything that what is fed follows from; documents by their sizes."""
+    """Return a number for everything that what is fed follows from.
+
+    Documents count by all their sizes and by the content of a few that are spread evenly: to read all
+    of them would take as long as a pass. Times of files do not count, which a copy has not.
+    """
     made = hashlib.sha256()
-    shown = {**vars(settings), "prompts": [one.tolist() for one in settings.prompts]}
-    made.update(json.dumps(shown, sort_keys=True).encode())
+    chosen = {**vars(settings), "prompts": [one.tolist() for one in settings.prompts]}
+    made.update(json.dumps(chosen, sort_keys=True).encode())
     for task in tasks:
         made.update(f"{task.name} {task.rate}".encode())
         made.update(np.ascontiguousarray(task.documents.sizes, np.int64).tobytes())
+        filled = np.flatnonzero(task.documents.sizes)
+        places = np.linspace(0, len(filled) - 1, min(len(filled), _COMPARED)).astype(np.intp)
+        for number in filled[places].tolist():
+            one = task.documents[number]
+            shown = one.tolist() if isinstance(one, ndarray) else one
+            made.update(json.dumps(shown, sort_keys=True).encode())
     if vocabulary is not None:
         made.update(vocabulary.processor.serialized_model_proto())
     return made.hexdigest()

@@ -25,6 +25,10 @@ class SourceError(Exception):
     """A file that holds no documents; the message says which one, where in it, and why."""
 
 
+class EmptyError(SourceError):
+    """Files that are right and hold no document, or only empty ones."""
+
+
 Document = str | ndarray | Mapping[str, Any]
 """A text, ids, or the fields of a record."""
 
@@ -128,14 +132,26 @@ class JsonLines:
         except json.JSONDecodeError as error:
             raise SourceError(f"{where}: is no JSON ({error.msg}, column {error.colno})") from error
         if isinstance(found, dict) and self._field is None:
+            _encodable(where, *(one for one in found.values() if isinstance(one, str)))
             return found
         if not isinstance(found, dict) or not isinstance(found.get(self._field), str):
             raise SourceError(f"{where}: holds no text {self._field or 'of any name'!r}")
+        _encodable(where, found[self._field])
         return str(found[self._field])
 
 
+def _encodable(where: str, *texts: str) -> None:
+    r"""Refuse half of a pair of surrogates, which an escape as \ud800 makes of right JSON."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ord(text[error.start])
+            raise SourceError(f"{where}: holds \\u{half:04x}, half of a character") from error
+
+
 class Parquet:
-    """One document a row, in one column of texts; a null is empty.
+    """One document a row, in one column of texts; a null is an error.
 
     Row groups are read one at a time, first to know which rows are empty; the last few are kept, so
     documents in turn are read once. Errors: SourceError, OSError.
@@ -157,7 +173,7 @@ class Parquet:
         group = bisect_right(self._firsts, number) - 1
         cell = _row_group(self._path, group, self._column)[number - int(self._firsts[group])]
         try:
-            return cell.as_py() or ""
+            return str(cell.as_py())
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{self._path}: row {number}, byte {error.start} of its text is no UTF-8"
@@ -167,8 +183,10 @@ class Parquet:
         from pyarrow import compute  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
         texts = _row_group(self._path, group, self._column)
-        sizes = compute.binary_length(texts).fill_null(0)
-        return np.asarray(sizes.to_numpy(), np.int64)
+        if texts.null_count:
+            row = int(self._firsts[group]) + compute.index(texts.is_null(), True).as_py()
+            raise SourceError(f"{self._path}: row {row} holds no text {self._column!r}")
+        return np.asarray(compute.binary_length(texts).to_numpy(), np.int64)
 
 
 class Joined:
@@ -189,7 +207,7 @@ def open_documents(paths: Sequence[Path], *, field: str = "text") -> Documents:
 
     `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, everything else one text a file;
     `field` is the field or the column of the text. Names that begin with a dot are passed over in folders.
-    Errors: SourceError, also when there is no document that is not empty; OSError.
+    Errors: SourceError, EmptyError when there is no document that is not empty; OSError.
     """
     parts: list[Documents] = []
     for kind, files in groupby(_files(paths), key=_kind):
@@ -202,7 +220,8 @@ def open_documents(paths: Sequence[Path], *, field: str = "text") -> Documents:
                 parts.append(TextFiles(list(files)))
     found = parts[0] if len(parts) == 1 else Joined(parts)
     if not found.sizes.any():
-        raise SourceError(f"{', '.join(map(str, paths))}: no document that is not empty")
+        why = "no document that is not empty" if parts else "holds no file"
+        raise EmptyError(f"{', '.join(map(str, paths))}: {why}")
     return found
 
 

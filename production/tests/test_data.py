@@ -143,6 +143,7 @@ def test_a_state_of_something_else_is_refused():
         {"targets_length": 31},
         {"shuffle": False},
         {"given": documents(901)},
+        {"given": [one[::-1] for one in DOCUMENTS]},  # of the same sizes
     ):
         with pytest.raises(RejectedError, match="of other documents or settings"):
             pipeline(**changes).set_state(state)

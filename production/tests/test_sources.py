@@ -68,6 +68,7 @@ def test_another_field_or_the_whole_record(tmp_path):
         (b'{"body": "x"}', "holds no text 'text'"),
         (b'["text"]', "holds no text 'text'"),
         (b'{"text": "caf\xe9"}', "byte 31 of the file is no UTF-8"),
+        (b'{"text": "x\\ud83d"}', "half of a character"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, words):
@@ -88,11 +89,17 @@ def test_a_text_file_that_is_no_utf8_is_named_with_the_place(tmp_path):
 
 
 def test_parquet_by_row_group(tmp_path):
-    texts = ["naïve", "", None, "d", "ee"]
+    texts = ["naïve", "", "", "d", "ee"]
     found = sources.open_documents([write_parquet(tmp_path / "a.parquet", texts)])
-    assert all_of(found) == ["naïve", "", "", "d", "ee"]
+    assert all_of(found) == texts
     assert (found.sizes > 0).tolist() == [True, False, False, True, True]
     assert [found[i] for i in (4, 0, 3)] == ["ee", "naïve", "d"]
+
+
+def test_a_null_row_is_named(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", ["naïve", "", "c", None, "ee"])
+    with pytest.raises(SourceError, match=r"a\.parquet: row 3 holds no text 'text'"):
+        sources.open_documents([path])
 
 
 def test_few_row_groups_are_held(tmp_path):
@@ -127,7 +134,17 @@ def test_kinds_are_joined_in_the_order_given(tmp_path):
     assert all_of(pickle.loads(pickle.dumps(found))) == all_of(found)  # noqa: S301 - its own
 
 
+def test_an_empty_file_beside_others_is_passed_over(tmp_path):
+    for name in ("a.jsonl", "b.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.txt").write_text("c")
+    found = sources.open_documents([tmp_path])
+    assert [found[i] for i in np.flatnonzero(found.sizes)] == ["c"]
+
+
 def test_nothing_at_all_is_refused(tmp_path):
+    with pytest.raises(sources.EmptyError, match="holds no file"):
+        sources.open_documents([tmp_path])
     (tmp_path / "empty.txt").touch()
     with pytest.raises(SourceError, match="no document that is not empty"):
         sources.open_documents([tmp_path])

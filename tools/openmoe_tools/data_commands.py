@@ -8,20 +8,31 @@ from typing import Annotated
 
 import typer
 
+from openmoe_conformance.outcome import UsageError
+
 tokenizer_app = typer.Typer(help="SentencePiece models: train one, say what one is.")
 data_app = typer.Typer(help="Training data: examples as text, the pipeline over real text.")
 
 Files = Annotated[
     list[Path] | None,
-    typer.Argument(help="Text files, JSON lines (.jsonl), Parquet (.parquet), folders of them."),
+    typer.Argument(
+        help="JSON lines (.jsonl, .ndjson), Parquet (.parquet), text files (any other name), and "
+        "folders, of which every file is read."
+    ),
 ]
 Field = Annotated[str, typer.Option(help="Field or column of the text.")]
 StandardLibrary = Annotated[
     bool,
     typer.Option("--standard-library", help="Take functions of Python's own library, not FILES."),
 ]
-InputsLength = Annotated[int, typer.Option(min=3, help="Length of inputs; training had 1024.")]
-TargetsLength = Annotated[int, typer.Option(min=2, help="Length of targets; training had 1024.")]
+LONGEST = 2**20
+InputsLength = Annotated[
+    int, typer.Option(min=3, max=LONGEST, help="Length of inputs, 3 to 1,048,576.")
+]
+TargetsLength = Annotated[
+    int,
+    typer.Option(min=2, max=LONGEST, help="Length of targets, 2 to 1,048,576; training had 1024."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 
 
@@ -32,12 +43,18 @@ def tokenizer_train(
     pieces: Annotated[int, typer.Option(min=1, help="Pieces, special ones included.")] = 8000,
     field: Field = "text",
     megabytes: Annotated[
-        float, typer.Option(min=0.001, help="Text to train on: documents that a seed draws.")
+        float,
+        typer.Option(
+            min=0.001, max=1e6, help="Text to train on: documents that a fixed seed, 0, draws."
+        ),
     ] = 10.0,
     standard_library: StandardLibrary = False,
     json: JsonFile = None,
 ) -> None:
-    """Train a unigram model with byte fallback and the special ids of umT5's."""
+    """Train a unigram model with byte fallback and the special ids of umT5's.
+
+    Exit codes: 0 written, 3 bad usage or unreadable input. Needs the extra `text`; Parquet needs `data`.
+    """
     from openmoe_tools.data import tokenizing  # noqa: PLC0415
 
     request = tokenizing.Request(
@@ -60,7 +77,10 @@ def tokenizer_inspect(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Print a model's pieces, ids, sentinels and embedding rows, and whether it can be umT5's."""
+    """Print a model's pieces, ids, sentinels and embedding rows, and whether it can be umT5's.
+
+    Exit codes: 0 shown, 3 no such model. Needs the extra `text`.
+    """
     from openmoe_tools.data import tokenizing  # noqa: PLC0415
 
     raise typer.Exit(tokenizing.inspect(model, tuple(text or ()), json))
@@ -84,7 +104,10 @@ def data_preview(
     standard_library: StandardLibrary = False,
     json: JsonFile = None,
 ) -> None:
-    """Show what each objective makes of a text, and a packed row with its weights."""
+    """Show what each objective makes of a text, and a packed row with its weights.
+
+    Exit codes: 0 shown, 3 bad usage or unreadable input. Needs the extra `data`.
+    """
     from openmoe_tools.data import previewing  # noqa: PLC0415
 
     request = previewing.Request(
@@ -113,9 +136,18 @@ def data_feed(
         int, typer.Option(min=1, help="Feed until so many positions hold a token.")
     ] = (1_000_000),
     mode: Annotated[str, typer.Option(help="ul2, or full_lm: the causal stream.")] = "ul2",
-    inputs_length: InputsLength = 1024,
+    inputs_length: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            max=LONGEST,
+            help="Length of inputs, 3 to 1,048,576, of ul2 alone (default: 1024).",
+        ),
+    ] = None,
     targets_length: TargetsLength = 1024,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Rows of a batch, 65,536 at most.")
+    ] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 0,
     shuffle: Annotated[
         bool,
@@ -123,29 +155,45 @@ def data_feed(
     ] = True,
     weight: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Share of the examples of each file, in their order."),
+        typer.Option(help="Share of the examples of each of FILES, in their order; above 0."),
     ] = None,
     process: Annotated[int, typer.Option(min=0, help="Which process this is, from 0.")] = 0,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the documents, every n-th one each.")
     ] = 1,
     workers: Annotated[
-        int, typer.Option(min=0, help="Threads that read and tokenise ahead, in each stream.")
+        int,
+        typer.Option(
+            min=0, max=64, help="Threads that read and tokenise ahead in each stream, 64 at most."
+        ),
     ] = 0,
     ahead: Annotated[
-        int, typer.Option(min=0, help="Batches made ahead in a process of its own; 0: in this one.")
+        int,
+        typer.Option(
+            min=0,
+            max=1024,
+            help="Batches made ahead in a process of its own, 1024 at most; 0: in this one.",
+        ),
     ] = 0,
     state: Annotated[
         Path | None,
-        typer.Option(help="Go on from this file, where there is one; written at the end."),
+        typer.Option(
+            help="Go on from this file, where there is one; written every second and at the end."
+        ),
     ] = None,
     field: Field = "text",
     standard_library: StandardLibrary = False,
     json: JsonFile = None,
 ) -> None:
-    """Run the pipeline over real text and compare what it feeds with what is predicted."""
+    """Run the pipeline over real text and compare what it feeds with what is predicted.
+
+    Exit codes: 0 as predicted, 1 not, 2 an objective has no document, 3 bad usage or interrupted.
+    Needs the extra `data`.
+    """
     from openmoe_tools.data import feeding  # noqa: PLC0415
 
+    if mode == "full_lm" and inputs_length is not None:
+        raise UsageError("--inputs-length: is of ul2 alone; --mode full_lm has targets only")
     request = feeding.Request(
         paths=tuple(files or ()),
         weights=tuple(weight or ()),
@@ -154,7 +202,7 @@ def data_feed(
         tokenizer=tokenizer,
         mode=mode,
         tokens=tokens,
-        inputs_length=inputs_length,
+        inputs_length=inputs_length or 1024,
         targets_length=targets_length,
         batch=batch,
         seed=seed,

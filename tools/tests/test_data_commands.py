@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -248,11 +253,135 @@ def test_mistakes_are_one_line(complains, library, model, tmp_path):
     weights = ("--weight", 1, "--weight", 1)
     complains(*feed, *library, *weights, words=["--weight", "2 are given for 1 FILES"])
     two = (text, text, "--weight", 0, "--weight", 1)
-    complains(*feed, *two, "--tokenizer", model, words=["--weight"])
+    complains(*feed, *two, "--tokenizer", model, words=["--weight", "sum", "above 0"])
     many = ("--process", 99_999, "--processes", 100_000)
     complains(*feed, *library, *many, words=["no token for process 99999"])
     complains("data", "preview", latin, words=["latin.txt: byte 3 is no UTF-8"])
     complains("data", "preview", text, "--inputs-length", 2, words=["--inputs-length"])
+
+
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [
+        ("--inputs-length", 1_048_576),
+        ("--targets-length", 1_048_576),
+        ("--batch", 65_536),
+        ("--workers", 64),
+        ("--ahead", 1024),
+    ],
+)
+def test_numbers_beyond_reason_are_refused(complains, library, option, most):
+    for number in (most + 1, 10**12):
+        complains("data", "feed", *library, option, number, words=[option, f"{most}"])
+    if "length" in option:
+        complains("data", "preview", *library, option, most + 1, words=[option, f"{most}"])
+        large = (option, most, "--batch", 4096)
+        complains("data", "feed", *library, *large, words=["--batch 4096", "positions"])
+
+
+@pytest.mark.parametrize("length", [500_000, 1_048_576])
+def test_inputs_too_long_for_an_objective_are_told_by_their_option(complains, library, length):
+    options = ("--inputs-length", length, "--batch", 1, "--tokens", 10**7)
+    words = [f"--inputs-length {length}: is too long for an objective"]
+    complains("data", "feed", *library, *options, words=words)
+
+
+def test_the_causal_stream_has_no_inputs(complains, library):
+    options = ("--mode", "full_lm", "--inputs-length", 64)
+    complains("data", "feed", *library, *options, words=["--inputs-length", "full_lm"])
+
+
+@pytest.mark.parametrize("option", ["--json", "--state"])
+def test_what_is_read_is_not_written_over(complains, library, tmp_path, option):
+    path, _, model = library
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    part = tmp_path / "report.part"
+    part.write_text("text")
+    for given, output in (
+        (path, path),
+        (path, model),
+        (path, link),
+        (folder, folder / "new.json"),
+        (part, tmp_path / "report"),  # it has that name while it is written
+    ):
+        options = ("--tokenizer", model, option, output)
+        complains("data", "feed", given, *options, words=[f"{output}: would be written over"])
+        if option == "--json":
+            complains("data", "preview", given, *options, words=[f"{output}: would be written"])
+    assert part.read_text() == "text"
+
+
+def test_objectives_without_documents_are_named(report, functions, model, tmp_path):
+    path = tmp_path / "few.jsonl"
+    short = ("--tokenizer", model, "--inputs-length", 64, "--targets-length", 64, "--tokens", 9000)
+    for count, missing in ((640, [5]), (641, []), (1, [1, 2, 3, 4, 5])):
+        path.write_text("".join(json.dumps({"text": one}) + "\n" for one in functions[:count]))
+        code, shown, made = report("feed", path, *short, schema=FEED)
+        assert code == (2 if missing else 0)
+        found = made["missing_objectives"]
+        assert [int(one["name"][0]) for one in found] == missing
+        assert [one["needed"] for one in found] == [128 * i + 1 for i in missing]
+        assert {one["documents"] for one in found} <= {count}
+        assert ("MISSING 5 PrefixLM: a process needs 641 documents" in shown) is bool(missing)
+        assert shown.endswith("INCOMPLETE\n") is bool(missing)
+    assert "\n1 document, " in shown
+
+
+def test_an_empty_file_is_passed_over_with_weights_and_without(
+    report, complains, library, tmp_path
+):
+    path, *tokenizer = library
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    short = ("--inputs-length", 64, "--targets-length", 64, "--tokens", 9000)
+    weights = ("--weight", 1, "--weight", 1)
+    for more in ((), weights):
+        code, _, made = report("feed", path, empty, *more, *tokenizer, *short, schema=FEED)
+        assert code == 0
+        assert len(made["streams"]) == len(OBJECTIVES)
+        words = ["no document that is not empty"]
+        complains("data", "feed", empty, empty, *more, *tokenizer, words=words)
+
+
+def test_time_by_stage_waits_for_a_group(report, library):
+    _, shown, _ = report("feed", *library, "--tokens", 1, "--batch", 1, schema=FEED)
+    assert "time by stage: too short a run to tell" in shown
+    assert "packing" not in shown
+    short = ("--inputs-length", 64, "--targets-length", 64, "--tokens", 200_000)
+    _, shown, _ = report("feed", *library, *short, schema=FEED)
+    assert "time by stage: " in shown
+    assert "tokenising" in shown
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_who_interrupts_goes_on_from_the_state(report, library, tmp_path, ahead):
+    state = tmp_path / "state.json"
+    options = (*library, "--state", state, "--ahead", ahead, "--tokens", 10**12)
+    code = "from openmoe_tools.command_line import main\nif __name__ == '__main__': main()"
+    script = tmp_path / "openmoe.py"
+    script.write_text(code)
+    with subprocess.Popen(
+        [sys.executable, script, "data", "feed", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not state.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: children get it too
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert told == (
+        f"openmoe: interrupted: the state was saved, --state {state} goes on from there\n"
+    )
+    code, _, made = report("feed", *library, "--state", state, "--tokens", 9000, schema=FEED)
+    assert made["resumed"]
 
 
 def test_without_the_package_the_extra_is_named(complains, library, monkeypatch):

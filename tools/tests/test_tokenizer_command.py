@@ -106,6 +106,8 @@ def test_mistakes_are_one_line(complains, text, model, tmp_path):
         90_000,
         words=["too short for 90000 pieces, at most"],
     )
+    for megabytes in ("nan", "inf"):
+        complains(*train, text, "--megabytes", megabytes, words=["--megabytes"])
     complains(*train, text, "--output", tmp_path / "no" / "a", words=["its folder does not exist"])
     complains(*train, tmp_path / "absent", "--output", output, words=["absent: No such file"])
     complains(*train, text, "--standard-library", "--output", output, words=["goes without FILES"])
@@ -118,6 +120,39 @@ def test_mistakes_are_one_line(complains, text, model, tmp_path):
         output.write_bytes(content)
         complains("tokenizer", "inspect", output, words=[str(output), words])
     complains("tokenizer", "inspect", tmp_path, words=["Is a directory"])
+
+
+def test_a_foreign_file_in_a_folder_is_named(complains, text, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    output = tmp_path / "c.model"
+    train = ("tokenizer", "train", folder, "--output", output)
+    complains(*train, words=[f"{folder}: holds no file"])
+    (folder / "a.txt").write_bytes(text.read_bytes())
+    (folder / "x.png").write_bytes(b"\x89PNG")
+    complains(*train, words=[f"openmoe: {folder / 'x.png'}: byte 0 is no UTF-8"])
+    assert not output.exists()
+
+
+def test_the_least_number_of_pieces_is_told(run, complains, text, tmp_path):
+    train = ("tokenizer", "train", text, "--output", tmp_path / "d.model", "--pieces")
+    complains(*train, 5, words=["5 pieces are too few"])
+    told = run(*train, 5).stderr
+    assert "--character_coverage" not in told
+    least = int(told.rpartition("at least ")[2])
+    complains(*train, least - 1, words=[f"at least {least}"])
+    assert run(*train, least).code == 0
+
+
+def test_what_is_read_is_not_written_over(complains, text, model):
+    before = text.read_bytes(), model.read_bytes()
+    train = ("tokenizer", "train", text, "--pieces", 320)
+    complains(*train, "--output", text, words=[f"{text}: would be written over"])
+    complains(*train, "--json", text, words=[f"{text}: would be written over"])
+    inside = ("tokenizer", "train", text.parent, "--output", text.parent / "new.model")
+    complains(*inside, words=["new.model: would be written over or into"])
+    complains("tokenizer", "inspect", model, "--json", model, words=[f"{model}: would be"])
+    assert (text.read_bytes(), model.read_bytes()) == before
 
 
 def test_without_the_package_the_extra_is_named(complains, model, monkeypatch):

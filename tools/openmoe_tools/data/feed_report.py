@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from openmoe_spec import SPEC_VERSION, __version__
-from openmoe_spec.data import OBJECTIVES
+from openmoe_spec.data import GROUP_OF_DOCUMENTS, OBJECTIVES
 from openmoe_tools.data import predicting
 from openmoe_tools.terminal import say
 
@@ -84,7 +85,27 @@ def report(
         "seconds": {"wall": seconds, **statistics.seconds},
         "predictions": [{**asdict(one), "holds": one.holds} for one in found],
         "holds": all(one.holds for one in found),
+        "missing_objectives": _missing(request, tasks, pipeline),
     }
+
+
+def _missing(request: Request, tasks: Sequence[Task], pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Return what has no group, since there are too few documents for so many. Spec: DATA-04."""
+    there = {(one.place, one.objective) for one in pipeline.streams}
+    ul2 = request.mode == "ul2"
+    found = []
+    for place, task in enumerate(tasks):
+        own = np.count_nonzero(task.documents.sizes[request.process :: request.processes])
+        found += [
+            {
+                "name": _name(task.name, objective if ul2 else None),
+                "documents": int(own),
+                "needed": GROUP_OF_DOCUMENTS * objective + 1,
+            }
+            for objective in range(len(OBJECTIVES) if ul2 else 1)
+            if (place, objective) not in there
+        ]
+    return found
 
 
 def _name(task: str, objective: int | None) -> str:
@@ -111,7 +132,7 @@ def render(report: Mapping[str, Any], to: Console) -> None:
     process, processes = report["process"]
     say(
         to,
-        f"{report['documents']:,} documents, {report['pieces']:,} pieces, process {process} of "
+        f"{_documents(report['documents'])}, {report['pieces']:,} pieces, process {process} of "
         f"{processes}{', resumed' if report['resumed'] else ''}: {fed['examples']:,} examples in "
         f"{fed['rows']:,} rows, {fed['tokens']:,} tokens of {fed['positions']:,} positions\n",
     )
@@ -130,9 +151,27 @@ def render(report: Mapping[str, Any], to: Console) -> None:
         "those of whole segments; the last of a group may be shorter, and positions have room for it.",
         "dim",
     )
+    rate = fed["tokens"] / seconds["wall"]
+    say(to, f"{rate:,.0f} tokens/s in {seconds['wall']:.1f} s; time by stage: {_stages(seconds)}")
+    for one in report["missing_objectives"]:
+        say(
+            to,
+            f"MISSING {one['name']}: a process needs {_documents(one['needed'])} that are not empty, "
+            f"this one has {one['documents']:,}",
+            "bold",
+        )
+    end = ", as far as it goes: INCOMPLETE" if report["missing_objectives"] else ""
+    say(to, f"as predicted{end}" if report["holds"] else "NOT as predicted", "bold")
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    """Return shares of processor time; groups tell theirs when they end, so at first there are none."""
+    if "reading" not in seconds:
+        return "too short a run to tell"
     stages = {name: taken for name, taken in seconds.items() if name != "wall"}
     total = sum(stages.values()) or 1.0
-    told = ", ".join(f"{name} {100 * taken / total:.0f} %" for name, taken in stages.items())
-    rate = fed["tokens"] / seconds["wall"]
-    say(to, f"{rate:,.0f} tokens/s in {seconds['wall']:.1f} s; processor time: {told}")
-    say(to, "as predicted" if report["holds"] else "NOT as predicted", "bold")
+    return ", ".join(f"{name} {100 * taken / total:.0f} %" for name, taken in stages.items())

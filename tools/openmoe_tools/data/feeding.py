@@ -7,8 +7,10 @@ Spec: DATA-01..DATA-14, BATCH-06.
 from __future__ import annotations
 
 import json as json_module
+import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,9 @@ if TYPE_CHECKING:  # the extra `data` may be missing
     from openmoe_production.vocabulary import Vocabulary
 
 COMMAND = "openmoe data feed"
+HOLDS, DOES_NOT_HOLD, INCOMPLETE = range(3)
+_MOST_POSITIONS = 2**28
+"""Of a batch, which five features hold: gigabytes, so more is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,13 @@ class Request:
 
 
 def feed(request: Request) -> int:
-    """Feed, print and write what was fed; return 0 when it is as predicted, else 1.
+    """Feed, print and write what was fed; return 0 when it is as predicted, 1 when it is not.
 
-    Errors: UsageError.
+    2 when it is, but an objective is missing. Errors: UsageError.
     """
-    files.writable(request.json, request.state)
+    files.writable(request.json, request.state, read=[*request.paths, request.tokenizer])
     opening.require(COMMAND, "grain", "sentencepiece")
-    if request.mode not in {"ul2", "full_lm"}:
-        raise UsageError(f"--mode {request.mode}: must be ul2 or full_lm")
+    _check(request)
     from openmoe_production.sources import SourceError  # noqa: PLC0415 - an optional extra
 
     to = console()
@@ -74,21 +78,35 @@ def feed(request: Request) -> int:
         if begun is not None:
             pipeline.set_state(begun)
         seconds = _run(request, pipeline, to)
-        pipeline.close()
     except RejectedError as error:
         raise UsageError(_explained(error, request)) from error
     except SourceError as error:
         raise UsageError(str(error)) from error
-    _write_state(request.state, pipeline)
     made = feed_report.report(
         request, tasks, vocabulary, pipeline, seconds, resumed=begun is not None
     )
     feed_report.render(made, to)
     files.write(request.json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
-    return 0 if made["holds"] else 1
+    if not made["holds"]:
+        return DOES_NOT_HOLD
+    return INCOMPLETE if made["missing_objectives"] else HOLDS
 
 
 # ---- what is given -----------------------------------------------------------------------------
+
+
+def _check(request: Request) -> None:
+    if request.mode not in {"ul2", "full_lm"}:
+        raise UsageError(f"--mode {request.mode}: must be ul2 or full_lm")
+    if request.batch * (request.inputs_length + request.targets_length) > _MOST_POSITIONS:
+        raise UsageError(
+            f"--batch {request.batch}: with these lengths a batch has more than "
+            f"{_MOST_POSITIONS:,} positions"
+        )
+    if not all(0 < one < math.inf for one in request.weights):
+        raise UsageError(
+            "--weight: each, and so the sum, must be above 0; leave out files that get no share"
+        )
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -108,10 +126,13 @@ def _tasks(request: Request) -> list[Task]:
             f"--weight: {len(request.weights)} are given for {len(request.paths)} FILES; give one "
             "each, in their order, or none"
         )
-    return [
-        Task(opened([path]), weight, str(path))
-        for path, weight in zip(request.paths, request.weights, strict=True)
-    ]
+    tasks = []
+    for path, weight in zip(request.paths, request.weights, strict=True):
+        with suppress(opening.EmptyError):  # an empty file is passed over, as without weights
+            tasks.append(Task(opened([path]), weight, str(path)))
+    if not tasks:
+        raise UsageError(f"{', '.join(map(str, request.paths))}: no document that is not empty")
+    return tasks
 
 
 def _tokenizer(request: Request, tasks: Sequence[Task], to: Console) -> Path | bytes:
@@ -175,7 +196,9 @@ def _explained(error: RejectedError, request: Request) -> str:
         "rate": "--weight",
         "batch_size": "--batch",
     }
-    name = options.get(error.argument, f"--{error.argument.replace('_', '-')}")
+    if error.argument not in options:
+        return opening.explained(error, request.inputs_length)
+    name = options[error.argument]
     more = {
         "state": "; the files, the tokenizer and the options must be those it was made with",
         "documents": f" for process {request.process} of {request.processes}",
@@ -187,6 +210,21 @@ def _explained(error: RejectedError, request: Request) -> str:
 
 
 def _run(request: Request, pipeline: Pipeline, to: Console) -> float:
+    """Feed, leave the state of where it ended, however it did; return how long it took."""
+    try:
+        return _fed(request, pipeline, to)
+    except KeyboardInterrupt:
+        if request.state is None:
+            raise
+        raise UsageError(
+            f"interrupted: the state was saved, --state {request.state} goes on from there"
+        ) from None
+    finally:
+        _write_state(request.state, pipeline)
+        pipeline.close()
+
+
+def _fed(request: Request, pipeline: Pipeline, to: Console) -> float:
     """Feed until the tokens are reached; return how long it took.
 
     The state is written every second: who is stopped goes on from there.

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # the extra `data` may be missing
     from openmoe_production.vocabulary import Vocabulary
 
 
+class EmptyError(UsageError):
+    """Files that hold no document, or only empty ones."""
+
+
 def require(command: str, *packages: str, extra: str = "data") -> None:
     """Refuse a command whose packages are not installed. Errors: UsageError."""
     for name in packages:
@@ -26,8 +30,18 @@ def require(command: str, *packages: str, extra: str = "data") -> None:
             raise UsageError(f"{command} needs {name}: pip install 'openmoe-spec[{extra}]'")
 
 
+def explained(error: RejectedError, inputs_length: int) -> str:
+    """Return a refusal with the option that it is about."""
+    if error.argument in {"noise_density", "noise_mask"}:
+        return f"--inputs-length {inputs_length}: is too long for an objective ({error.reason})"
+    return f"--{error.argument.replace('_', '-')}: {error.reason}"
+
+
 def documents(paths: Sequence[Path], *, field: str, standard_library: bool) -> Documents:
-    """Return documents of files and folders, or of the standard library. Errors: UsageError."""
+    """Return documents of files and folders, or of the standard library.
+
+    Errors: UsageError, EmptyError when there is no document that is not empty.
+    """
     from openmoe_production import sources  # noqa: PLC0415
 
     if standard_library:
@@ -41,6 +55,8 @@ def documents(paths: Sequence[Path], *, field: str, standard_library: bool) -> D
             require(str(path), "pyarrow")
     try:
         return sources.open_documents(paths, field=field)
+    except sources.EmptyError as error:
+        raise EmptyError(str(error)) from error
     except sources.SourceError as error:
         raise UsageError(str(error)) from error
 
@@ -78,7 +94,8 @@ def trained(
     exact: bool = True,
 ) -> bytes:
     """Return a SentencePiece model trained on documents. Errors: UsageError."""
-    sample = texts(given, max_bytes=max_bytes)
+    # Read before: the trainer would tell an error within its own as one of its own.
+    sample = list(texts(given, max_bytes=max_bytes))
     try:
         return tokenizer.train(sample, vocabulary_size=pieces, max_bytes=max_bytes, exact=exact)
     except (tokenizer.TokenizerError, tokenizer.MissingExtraError) as error:

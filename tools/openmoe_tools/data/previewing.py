@@ -52,7 +52,7 @@ class Request:
 
 def preview(request: Request) -> int:
     """Print examples as text; return 0. Errors: UsageError."""
-    files.writable(request.json)
+    files.writable(request.json, read=[*request.paths, request.tokenizer])
     opening.require(COMMAND, "sentencepiece")
     to = console()
     given = opening.documents(
@@ -68,7 +68,7 @@ def preview(request: Request) -> int:
         made = [one for i in wanted for one in _examples(request, i, group, vocabulary)]
         row = _row(request, group, vocabulary)
     except RejectedError as error:
-        raise UsageError(f"--{error.argument.replace('_', '-')}: {error.reason}") from error
+        raise UsageError(opening.explained(error, request.inputs_length)) from error
     found = {
         "schema": SCHEMA,
         "spec_version": SPEC_VERSION,

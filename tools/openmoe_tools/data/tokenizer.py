@@ -83,6 +83,8 @@ def train(
         reason = " ".join(str(error).split())
         if most := re.search(r"value <= (\d+)", reason):
             reason = f"the text is too short for {vocabulary_size} pieces, at most {most[1]}"
+        elif least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+            reason = f"{vocabulary_size} pieces are too few for the text, at least {least[1]}"
         raise TokenizerError(f"training failed: {reason}") from error
     return model.getvalue()
 

@@ -42,7 +42,7 @@ class Request:
 
 def train(request: Request) -> int:
     """Train a model, write it, and print what it is; return 0. Errors: UsageError."""
-    files.writable(request.output, request.json)
+    files.writable(request.output, request.json, read=request.paths)
     opening.require("openmoe tokenizer", "sentencepiece", extra="text")
     given = opening.documents(
         request.paths,
@@ -61,7 +61,7 @@ def train(request: Request) -> int:
 
 def inspect(path: Path, texts: tuple[str, ...], json: Path | None) -> int:
     """Print what a model file is; return 0. Errors: UsageError."""
-    files.writable(json)
+    files.writable(json, read=[path])
     opening.require("openmoe tokenizer", "sentencepiece", extra="text")
     return _tell(path, path.read_bytes(), texts, json)
 
