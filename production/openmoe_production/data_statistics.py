@@ -73,9 +73,9 @@ class Statistics:
 def _by_example(features: Mapping[str, ndarray], count: int) -> list[ndarray]:
     """Return tokens and loss positions of each example of some packed rows, in their order."""
     segments = features["decoder_segment_ids"]
-    before = np.cumsum([0, *segments.max(axis=1, initial=0)])[:-1]
+    before = np.cumsum([0, *segments.max(axis=1, initial=0)], dtype=np.int32)[:-1]
     numbers = np.where(segments, segments + before[:, None], 0).ravel()  # 0: padding
-    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    begins = np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
     sizes = np.diff(begins, append=len(numbers))
     losses = np.add.reduceat(features["decoder_loss_weights"].ravel(), begins)
     return [
