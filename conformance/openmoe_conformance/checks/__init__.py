@@ -57,8 +57,8 @@ CHAPTERS = (
         "initialisation",
     ),
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
-    *("vocabulary", "noise", "objectives", "documents", "batching", "draws", "feeding"),
-    "fed_examples",
+    *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws"),
+    *("feeding", "fed_examples", "batching"),
     *("dialects", "programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -113,23 +113,6 @@ def counting_is_float32_and_half_to_even(subject: Subject, case: Case, _: Eviden
     same_numbers("noise_counts", subject.call("noise_counts", case["length"], **how), wanted)
 
 
-def _prefix_roundings(_: Profile) -> Iterator[Case]:
-    """Yield lengths at which float64 would give another shortest prefix."""
-    for density in (0.15, 0.1, 0.25, 0.35, 0.45):
-        for length in range(3, 2100):
-            product = (1 - 2 * density) * (length - 1)
-            if max(1, round(product)) != noise.prefix_bounds(length, noise_density=density)[0]:
-                yield {"length": length, "noise_density": density}
-
-
-@check("OBJ-11", "prefix_bounds(noise_density)", cases=_prefix_roundings)
-def prefixes_are_counted_in_float32(subject: Subject, case: Case, _: Evidence) -> None:
-    """Where float64 gives another number."""
-    density = case["noise_density"]
-    answer = subject.call("prefix_bounds", case["length"], noise_density=density)
-    same("prefix_bounds", answer, noise.prefix_bounds(case["length"], noise_density=density))
-
-
 # ---- masks -------------------------------------------------------------------------------------
 
 
@@ -265,38 +248,6 @@ def sentinels_of_any_size_are_counted(subject: Subject, case: Case, _: Evidence)
     _compare_lengths(subject, case)
 
 
-# ---- prefixes ----------------------------------------------------------------------------------
-
-
-@check(
-    "OBJ-11",
-    "prefix_bounds(noise_density)",
-    cases=st.fixed_dictionaries(
-        {
-            "length": st.integers(1, 3000),
-            "noise_density": st.sampled_from((0.5, 0.25, 0.1, 0.15, 0.0)) | st.floats(0, 0.5),
-        }
-    ),
-)
-def prefixes_have_bounds(subject: Subject, case: Case, _: Evidence) -> None:
-    """The fewest follow from the density, the most leave one token."""
-    density = case["noise_density"]
-    answer = subject.call("prefix_bounds", case["length"], noise_density=density)
-    same("prefix_bounds", answer, noise.prefix_bounds(case["length"], noise_density=density))
-
-
-@check(
-    "OBJ-11",
-    "prefix_bounds",
-    cases=lambda _: iter([{"length": length} for length in (1, 2, 3, 11, 1023)]),
-)
-def half_means_any_prefix(subject: Subject, case: Case, _: Evidence) -> None:
-    """At density 0.5 a prefix may have from 1 to all but one token; of one token it has none."""
-    length = case["length"]
-    answer = subject.call("prefix_bounds", length)
-    same("prefix_bounds", answer, (min(1, length - 1), length - 1))
-
-
 # ---- what must be rejected ---------------------------------------------------------------------
 
 _COUNT_CASES = (
@@ -332,23 +283,3 @@ def _no_permutations(_: Profile) -> Iterator[Case]:
 def what_is_no_permutation_is_rejected(subject: Subject, case: Case, _: Evidence) -> None:
     """Of another size, with a place twice, or beyond the places."""
     must_reject("a mask", lambda: subject.call("noise_mask", case["length"], **given(case)))
-
-
-@check(
-    "OBJ-12",
-    "rejects_invalid_input",
-    "prefix_bounds(noise_density)",
-    cases=lambda _: iter(
-        [
-            {"length": n, "noise_density": d}
-            for n, d in ((10, 0.51), (10, 0.75), (10, 1.0), (10, -0.1), (0, 0.5), (-1, 0.5))
-        ]
-    ),
-)
-def impossible_prefixes_are_rejected(subject: Subject, case: Case, _: Evidence) -> None:
-    """A density above one half, and an empty text."""
-    density = case["noise_density"]
-    must_reject(
-        f"a prefix of {case}",
-        lambda: subject.call("prefix_bounds", case["length"], noise_density=density),
-    )

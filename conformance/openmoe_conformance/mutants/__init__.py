@@ -29,7 +29,8 @@ CHAPTERS = (
         "decoding_steps",
         "sampling",
     ),
-    *("vocabulary", "noise", "objectives", "documents", "batching", "dialects"),
+    *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws", "feeding"),
+    *("batching", "packing", "dialects"),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

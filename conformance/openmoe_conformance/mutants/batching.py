@@ -1,31 +1,27 @@
-"""Mutants of SPEC.md "Batching"."""
+"""Mutants of SPEC.md "Batching": rows of one example, and what was fed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
-from openmoe_reference import batching
 
 Examples = Sequence[Mapping[str, ndarray]]
 Features = Mapping[str, ndarray]
 
-PACKED, SHIFTED = batching.packed, batching.shifted
-"""The reference's own, for mutants that put others in their places."""
 
-
-def _other(features: Features, name: str, array: ndarray) -> Features:
+def other(features: Features, name: str, array: ndarray) -> Features:
     """Return features with another one of a name."""
     return {**features, f"decoder_{name}": array.astype(np.int32)}
 
 
-def _tokens(features: Features) -> ndarray:
+def tokens(features: Features) -> ndarray:
+    """Return the target ids of some features."""
     return features["decoder_target_tokens"]
 
 
@@ -45,7 +41,7 @@ class InputsAreFilledUpFirst(ReferenceAdapter):
             [np.pad(one[n], (0, size - len(one[n]))) for n, size in sorted(lengths.items())]
             for one in examples
         ]
-        return _other(right, "target_tokens", np.array([np.concatenate(row) for row in rows]))
+        return other(right, "target_tokens", np.array([np.concatenate(row) for row in rows]))
 
 
 @mutant("BATCH-01")
@@ -69,7 +65,7 @@ class TargetsAreFed(ReferenceAdapter):
 
     def decoder_features(self, examples: Examples, **options: Any) -> Features:
         right = super().decoder_features(examples, **options)
-        return _other(right, "input_tokens", _tokens(right))
+        return other(right, "input_tokens", tokens(right))
 
 
 @mutant("BATCH-02")
@@ -78,7 +74,7 @@ class TheLastTargetIsNotFed(ReferenceAdapter):
 
     def decoder_features(self, examples: Examples, **options: Any) -> Features:
         right = super().decoder_features(examples, **options)
-        return _other(right, "input_tokens", right["decoder_input_tokens"] * (_tokens(right) != 0))
+        return other(right, "input_tokens", right["decoder_input_tokens"] * (tokens(right) != 0))
 
 
 @mutant("BATCH-02")
@@ -88,7 +84,7 @@ class RowsBeginWithPadding(ReferenceAdapter):
     def decoder_features(self, examples: Examples, **options: Any) -> Features:
         right = super().decoder_features(examples, **options)
         first = np.arange(right["decoder_input_tokens"].shape[1]) == 0
-        return _other(right, "input_tokens", np.where(first, 0, right["decoder_input_tokens"]))
+        return other(right, "input_tokens", np.where(first, 0, right["decoder_input_tokens"]))
 
 
 @mutant("BATCH-03")
@@ -110,7 +106,7 @@ class TheFirstTargetHasNoWeight(ReferenceAdapter):
             return right
         before = np.roll(weights, 1, axis=1)
         before[:, 0] = 0
-        return _other(right, "loss_weights", weights * before)
+        return other(right, "loss_weights", weights * before)
 
 
 @mutant("BATCH-03")
@@ -119,9 +115,9 @@ class EndsHaveNoWeight(ReferenceAdapter):
 
     def decoder_features(self, examples: Examples, **options: Any) -> Features:
         right = super().decoder_features(examples, **options)
-        after = np.roll(_tokens(right), -1, axis=1)
+        after = np.roll(tokens(right), -1, axis=1)
         after[:, -1] = 0
-        return _other(right, "loss_weights", right["decoder_loss_weights"] * (after != 0))
+        return other(right, "loss_weights", right["decoder_loss_weights"] * (after != 0))
 
 
 @mutant("BATCH-04")
@@ -133,7 +129,7 @@ class PrefixesEndWithTheInputs(ReferenceAdapter):
         if "decoder_causal_attention" not in right or options["pack"]:
             return right
         flags = right["decoder_causal_attention"]
-        return _other(right, "causal_attention", np.pad(flags, ((0, 0), (0, 1)))[:, 1:])
+        return other(right, "causal_attention", np.pad(flags, ((0, 0), (0, 1)))[:, 1:])
 
 
 @mutant("BATCH-05")
@@ -148,183 +144,6 @@ class CausalRowsHaveAnEmptyPrefix(ReferenceAdapter):
             return super().decoder_features(
                 [{**one, "inputs": empty} for one in examples], **options | {"lengths": lengths}
             )
-        return super().decoder_features(examples, **options)
-
-
-# ---- packed ------------------------------------------------------------------------------------
-
-
-class _OtherPacking(ReferenceAdapter):
-    """Rows that are packed in another way."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        raise NotImplementedError
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        with patch.object(batching, "packed", self.packed):
-            return super().decoder_features(examples, **options)
-
-
-@mutant("BATCH-06")
-class RowsAreFilledUpAgain(_OtherPacking):
-    """An example goes into the first row that has room."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        rows: list[list[batching.Parts]] = []
-        for one in examples:
-            size = np.count_nonzero(one["targets"])
-            for row in rows:
-                if sum(np.count_nonzero(o["targets"]) for o in row) + size <= length:
-                    row.append(one)
-                    break
-            else:
-                rows.append([one])
-        made = [PACKED(row, length) for row in rows]
-        return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
-
-
-@mutant("BATCH-06")
-class BatchesAreNeverClosed(_OtherPacking):
-    """A row stays open however many examples came."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        kept: list[list[batching.Parts]] = [[]]
-        used = 0
-        for one in examples:
-            size = max(int(np.count_nonzero(part)) for part in one.values())
-            if used + size > length:
-                kept.append([])
-                used = 0
-            kept[-1].append(one)
-            used += size
-        found = [
-            {n: a[:, :length] for n, a in PACKED(row, max(len(row), length)).items()}
-            for row in kept
-            if row
-        ]
-        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-
-
-@mutant("BATCH-06")
-class OneExampleARow(_OtherPacking):
-    """Nothing is packed."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        made = [PACKED([one], length) for one in examples]
-        return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
-
-
-@mutant("BATCH-07")
-class PositionsRunOn(ReferenceAdapter):
-    """Positions count from 0 in the row, not in each example."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        right = super().decoder_features(examples, **options)
-        if not options["pack"]:
-            return right
-        real = right["decoder_segment_ids"] > 0
-        return _other(right, "positions", np.arange(real.shape[1]) * real)
-
-
-@mutant("BATCH-07")
-class SegmentsCountFrom0(ReferenceAdapter):
-    """The first example of a row is segment 0, as padding is."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        right = super().decoder_features(examples, **options)
-        if not options["pack"]:
-            return right
-        return _other(right, "segment_ids", np.maximum(right["decoder_segment_ids"] - 1, 0))
-
-
-@mutant("BATCH-07")
-class ExamplesBeginWithTheEndBefore(ReferenceAdapter):
-    """An example in the middle of a row is fed the last id of the one before it."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        def running(targets: ndarray, _: ndarray | None = None, *, start: int) -> ndarray:
-            return SHIFTED(targets, None, start=start)
-
-        with patch.object(batching, "shifted", running):
-            return super().decoder_features(examples, **options)
-
-
-@mutant("BATCH-07")
-class OnlyRowsBeginWithTheStart(ReferenceAdapter):
-    """An example in the middle of a row begins with 0, whatever the start token is."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        right = super().decoder_features(examples, **options)
-        fed, segments = right["decoder_input_tokens"], right.get("decoder_segment_ids")
-        if segments is None:
-            return right
-        begins = np.diff(segments, axis=1, prepend=segments[:, :1]) != 0
-        return _other(right, "input_tokens", np.where(begins, 0, fed))
-
-
-# ---- traps -------------------------------------------------------------------------------------
-
-
-@mutant("BATCH-08")
-class PaddingNeverHasAWeight(ReferenceAdapter):
-    """Weights are those of targets that are not 0: what one would write without looking."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        right = super().decoder_features(examples, **options)
-        return _other(right, "loss_weights", right["decoder_loss_weights"] * (_tokens(right) != 0))
-
-
-@mutant("BATCH-08")
-class ExamplesAreAsLongAsTheyAre(_OtherPacking):
-    """An id 0 inside a packed example takes a position."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        marked = [
-            {n: np.where((n == "targets") & (a == 0), -7, a) for n, a in one.items()}
-            for one in examples
-        ]
-        rows = PACKED(marked, length)
-        return {**rows, "targets": np.where(rows["targets"] == -7, 0, rows["targets"])}
-
-
-@mutant("BATCH-08")
-class CausalRowsCountEveryId(_OtherPacking):
-    """A causal example takes as many places as it has ids, those of 0 too."""
-
-    def packed(self, examples: Sequence[batching.Parts], length: int) -> dict[str, ndarray]:
-        if "widths" in examples[0]:
-            return PACKED(examples, length)
-        sized = [{**one, "sizes": np.ones(len(one["targets"]), np.int64)} for one in examples]
-        return PACKED(sized, length)
-
-
-@mutant("BATCH-09")
-class EmptyTargetsStayEmpty(ReferenceAdapter):
-    """No id is put in their place."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        laid_out = batching._laid_out  # noqa: SLF001 - the one place where it is put
-
-        def bare(example: Any, sizes: Mapping[str, int], name: str) -> batching.Parts:
-            parts = laid_out(example, sizes, name)
-            if "inputs" in sizes and not len(example["targets"]):
-                return {n: a[:-1] for n, a in parts.items()}
-            return parts
-
-        with patch.object(batching, "_laid_out", bare):
-            return super().decoder_features(examples, **options)
-
-
-@mutant("BATCH-09")
-class EmptyTargetsAreAnEnd(ReferenceAdapter):
-    """An example without targets learns to end."""
-
-    def decoder_features(self, examples: Examples, **options: Any) -> Features:
-        if "inputs" in options["lengths"] and all("targets" in one for one in examples):
-            examples = [
-                {**one, "targets": one["targets"] if len(one["targets"]) else np.array([1])}
-                for one in examples
-            ]
         return super().decoder_features(examples, **options)
 
 
