@@ -15,8 +15,8 @@ import numpy as np
 import sentencepiece
 from numpy import ndarray
 
+from openmoe_production import vocabulary_ids
 from openmoe_spec.data import (
-    EMBEDDING_MULTIPLE,
     END,
     NUM_PIECES,
     NUM_SENTINELS,
@@ -48,15 +48,21 @@ class Vocabulary:
     num_sentinels: int
     reverse: bool
 
+    @cached_property
+    def _ids(self) -> dict[str, Any]:
+        return vocabulary_ids.vocabulary(
+            self.num_pieces, num_sentinels=self.num_sentinels, reverse=self.reverse
+        )
+
     @property
     def size(self) -> int:
         """Ids there are. Spec: VOCAB-01."""
-        return self.num_pieces + self.num_sentinels
+        return int(self._ids["vocabulary_size"])
 
     @property
     def num_embeddings(self) -> int:
         """Rows of the embedding table. Spec: VOCAB-01."""
-        return -(-self.size // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+        return int(self._ids["num_embeddings"])
 
     @property
     def unknown(self) -> int:
@@ -80,13 +86,12 @@ class Vocabulary:
 
     def sentinel(self, number: int) -> int:
         """Return the id of a sentinel. Spec: VOCAB-02."""
-        return self.size - 1 - number if self.reverse else self.num_pieces + number
+        return int(self._ids["sentinels"][number])
 
     def sentinel_number(self, token: int) -> int | None:
         """Return which sentinel an id is, None for a piece. Spec: VOCAB-02."""
-        if not self.num_pieces <= token < self.size:
-            return None
-        return self.size - 1 - token if self.reverse else token - self.num_pieces
+        known = self._ids["sentinels"]
+        return known.index(token) if token in known else None
 
     def pieces(self, ids: ndarray | Sequence[int]) -> list[str]:
         """Return the piece of each id, as the model writes it: ▁ for a space."""
@@ -111,12 +116,8 @@ class Vocabulary:
 
         Errors: RejectedError VOCAB-05 on a negative id. Spec: VOCAB-04.
         """
-        known = np.asarray(ids, np.int64).reshape(-1)
-        if (known < 0).any():
-            raise RejectedError("ids", "VOCAB-05", f"must be 0 or more, got {known.min()}")
-        known = np.where(known < self.size, known, self.unknown)
-        ends = np.flatnonzero(known == END)
-        return str(self.processor.decode(known[: ends[0] + 1 if len(ends) else None].tolist()))
+        known = vocabulary_ids.decoded_ids(ids, vocabulary_size=self.size, unknown=self.unknown)
+        return str(self.processor.decode(known.tolist()))
 
     def differences_from_umt5(self) -> dict[str, tuple[Any, Any]]:
         """Return what is not as umT5's model has it, as (found, umT5's) by name.
