@@ -29,18 +29,22 @@ class UnsupportedError(Exception):
 def load(name: str) -> Any:
     """Return the adapter that `package.module:Attribute` names; a class is instantiated.
 
-    Errors: UsageError when the module, the attribute or the form of the name is wrong, or when the
-    object has none of the protocol's functions.
+    `package.module:Class@text` hands it the text, which says in which of its ways it is to run.
+    Errors: UsageError when the module, the attribute, the text or the form of the name is wrong, or
+    when the object has none of the protocol's functions.
     """
-    module_name, colon, attribute = name.partition(":")
+    place, at, text = name.partition("@")
+    module_name, colon, attribute = place.partition(":")
     if not colon or not module_name or not attribute:
         raise UsageError(f"--implementation {name}: write it as package.module:Adapter")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-        adapter = found() if isinstance(found, type) else found
+        adapter = found if not isinstance(found, type) else found(text) if at else found()
     except (Exception, SystemExit) as error:  # whatever the stranger's module does while loading
         hint = "; write the module without .py" if module_name.endswith(".py") else ""
         raise UsageError(f"--implementation {name}: {describe(error)}{hint}") from error
+    if at and adapter is found:
+        raise UsageError(f"--implementation {name}: {attribute} is no class that takes {text!r}")
     if not any(callable(getattr(adapter, function, None)) for function in FUNCTIONS):
         raise UsageError(
             f"--implementation {name}: offers none of {', '.join(FUNCTIONS)}; "

@@ -33,7 +33,7 @@ def models(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS) -> Case:
         "head_dim": draw(st.sampled_from((2, 4, 8))),
         "width": draw(st.sampled_from((6, 8, 16))),
         "hidden": draw(st.sampled_from((5, 12))),
-        "expert_hidden": draw(st.sampled_from((5, 7))),
+        "expert_hidden": draw(st.sampled_from((5, 8))),
         "experts": experts,
         "k": draw(st.integers(1, min(experts, 3))),
         "max_group_size": draw(st.sampled_from((4096, 8))),
@@ -56,7 +56,7 @@ def fixed(**changes: Any) -> Case:
         "head_dim": 4,
         "width": 8,
         "hidden": 12,
-        "expert_hidden": 7,
+        "expert_hidden": 6,
         "experts": 4,
         "k": 2,
         "max_group_size": 4096,
@@ -70,7 +70,7 @@ def fixed(**changes: Any) -> Case:
     } | changes
 
 
-VOCABULARY = 29
+VOCABULARY = 30
 
 
 def configuration(case: Case, **changes: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def configuration(case: Case, **changes: Any) -> dict[str, Any]:
         "expert_mlp_dim": case["expert_hidden"],
         "num_experts": case["experts"],
         "num_selected_experts": case["k"],
-        "vocabulary_size": VOCABULARY,
+        "vocabulary_size": case.get("vocabulary", VOCABULARY),
         "max_group_size": case["max_group_size"],
         "eval_capacity_factor": case["eval_factor"],
         "min_expert_capacity": case["least"],

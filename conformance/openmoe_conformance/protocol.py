@@ -26,12 +26,25 @@ class Function:
 ANY = object()
 """Default of a keyword that may be left out whatever its value."""
 
+Mesh = tuple[int, int, int]
+"""Devices along data, expert and model."""
+
+MESHES: tuple[Mesh, ...] = tuple(
+    (data, expert, devices // (data * expert))
+    for devices in (1, 2, 4, 8)
+    for data in (1, 2, 4, 8)
+    for expert in (1, 2, 4, 8)
+    if devices % (data * expert) == 0
+)
+"""Every mesh of 1, 2, 4 and 8 devices: those that a function may be asked to run on."""
+
 _ROUTING = {"padding_mask": None, "batch_prioritized": False}
 _LAYER = {
     "router": "masked",
     "ignore_padding": False,
     "batch_prioritized": False,
     "expert_dtype": "float32",
+    "mesh": None,
 }
 _FACTORS = {"auxiliary_loss_factor": 0.0, "router_z_loss_factor": 0.0}
 _DERIVED = {
@@ -50,6 +63,7 @@ _PASS = {
     "decisions": None,
     "num_expert_replicas": 1,
     "dialect": "t5x",
+    "mesh": None,
 }
 _TEXT_LOSS = {
     "weights": None,
@@ -62,6 +76,7 @@ _DECODE = {
     "expert_dtype": None,
     "num_expert_replicas": 1,
     "dialect": "t5x",
+    "mesh": None,
 }
 _CHOICE = {"noise": None, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
 
@@ -148,12 +163,14 @@ FUNCTIONS: Mapping[str, Function] = {
     "adafactor": Function(("parameter", "gradient", "state"), ("axes", "step", "rate"), {}),
     "scaled_gradients": Function(("gradients",), ("num_expert_partitions",), {}),
     "accumulated_gradients": Function(
-        ("parameters", "batch"), ("configuration", "num_microbatches"), {"training": True}
+        ("parameters", "batch"),
+        ("configuration", "num_microbatches"),
+        {"training": True, "mesh": None},
     ),
     "train_step": Function(
         ("parameters", "state", "batch"),
         ("configuration", "step"),
-        {"num_microbatches": 1, "num_expert_partitions": 1},
+        {"num_microbatches": 1, "num_expert_partitions": 1, "mesh": None},
     ),
     "initialise": Function(("configuration", "seed"), (), {}),
     # decoding
@@ -245,7 +262,9 @@ FUNCTIONS: Mapping[str, Function] = {
     "operations": Function(
         ("program",),
         ("groups", "tokens", "width", "hidden", "experts", "k", "capacity"),
-        {"router": "masked"},
+        {"router": "masked", "mesh": None},
     ),
+    # meshes that functions with the keyword `mesh` can be run on here
+    "meshes": Function((), (), {}),
 }
 """The whole protocol, by function name."""

@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from openmoe_conformance.protocol import Mesh
 from openmoe_conformance.reference_data_adapter import ReferenceDataAdapter
 from openmoe_conformance.reference_model_adapter import Dialect
 from openmoe_conformance.reference_training_adapter import ReferenceTrainingAdapter
-from openmoe_reference import feed_forward, gradients, grouping, losses, moe, routing
+from openmoe_reference import (
+    feed_forward,
+    gradients,
+    grouping,
+    losses,
+    mesh_layers,
+    moe,
+    routing,
+)
 from openmoe_reference.dialects import steps as layer_steps
 from openmoe_spec import SPEC_VERSION, config, dialects
 from openmoe_spec.errors import RejectedError
@@ -159,7 +168,20 @@ class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter):
         batch_prioritized: bool = False,
         expert_dtype: str = "float32",
         noise: ndarray | None = None,
+        mesh: Mesh | None = None,
     ) -> LayerResult:
+        if mesh is not None:
+            return self.layer_on_mesh(
+                mesh_layers.moe,
+                *(inputs, parameters, mesh),
+                k=k,
+                capacity=capacity,
+                router=router,
+                ignore_padding=ignore_padding,
+                batch_prioritized=batch_prioritized,
+                expert_dtype=expert_dtype,
+                noise=noise,
+            )
         moe.check_layer(inputs, parameters, router, expert_dtype)
         assert router in ROUTERS
         mask = self.padding_mask(inputs) if ignore_padding else None
@@ -201,8 +223,22 @@ class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter):
         min_expert_capacity: int = 4,
         max_group_size: int = 4096,
         num_expert_replicas: int = 1,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> LayerResult:
+        if mesh is not None:
+            return self.layer_on_mesh(
+                mesh_layers.moe_layer,
+                *(inputs, parameters, mesh),
+                training=training,
+                k=k,
+                train_capacity_factor=train_capacity_factor,
+                eval_capacity_factor=eval_capacity_factor,
+                min_expert_capacity=min_expert_capacity,
+                max_group_size=max_group_size,
+                num_expert_replicas=num_expert_replicas,
+                **options,
+            )
         batch, length, _ = inputs.shape
         experts = parameters["router"].shape[1]
         multiple = experts * num_expert_replicas
@@ -237,8 +273,17 @@ class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter):
         auxiliary_loss_factor: float = 0.0,
         router_z_loss_factor: float = 0.0,
         ignore_padding: bool = False,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> dict[str, ndarray]:
+        if mesh is not None:
+            return self.layer_gradients_on_mesh(
+                *(inputs, parameters, cotangent, mesh),
+                balance=auxiliary_loss_factor,
+                z=router_z_loss_factor,
+                ignore_padding=ignore_padding,
+                **options,
+            )
         decision = self.moe(inputs, parameters, ignore_padding=ignore_padding, **options).decision
         assert decision is not None
         return gradients.layer_gradients(

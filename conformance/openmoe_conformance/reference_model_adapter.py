@@ -14,6 +14,8 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.adapter import UnsupportedError
+from openmoe_conformance.protocol import Mesh
+from openmoe_conformance.reference_mesh_adapter import ReferenceMeshAdapter
 from openmoe_reference import (
     attention,
     cross_entropy,
@@ -43,7 +45,7 @@ Dialect = str | Mapping[str, str]
 """A name, or single choices over `t5x`."""
 
 
-class ReferenceModelAdapter:
+class ReferenceModelAdapter(ReferenceMeshAdapter):
     """Functions of the whole model over the NumPy reference."""
 
     native: Dialect = "t5x"
@@ -52,6 +54,17 @@ class ReferenceModelAdapter:
     def rules(self, dialect: Dialect | None = None) -> model.Rules:
         """Return the functions a model is composed of; mutants exchange some."""
         return dialects.rules(self.native if dialect is None else dialect)
+
+    def rules_of(
+        self, batch: Tree, configuration: Fields, mesh: Mesh | None, dialect: Dialect | None
+    ) -> model.Rules:
+        """Return the rules of a pass of a batch, on a mesh where one is given."""
+        if mesh is None:
+            return self.rules(dialect)
+        if choices(self.native if dialect is None else dialect) != T5X:
+            raise UnsupportedError("a simulated mesh speaks t5x alone")
+        rows = len(batch["decoder_input_tokens"])
+        return self.rules_on_mesh(mesh, Configuration(**configuration), rows)
 
     def choice(self, point: str, dialect: Dialect | None = None) -> str:
         """Return the choice at one point."""
@@ -199,6 +212,7 @@ class ReferenceModelAdapter:
         *,
         configuration: Fields,
         dialect: Dialect | None = None,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> ForwardResult:
         return model.forward(
@@ -206,7 +220,7 @@ class ReferenceModelAdapter:
             batch,
             Configuration(**configuration),
             call=call_of(**options),
-            rules=self.rules(dialect),
+            rules=self.rules_of(batch, configuration, mesh, dialect),
         )
 
     def total_loss(
@@ -222,12 +236,15 @@ class ReferenceModelAdapter:
         *,
         configuration: Fields,
         dialect: Dialect | None = None,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         passed = self.forward(
-            parameters, batch, configuration=configuration, dialect=dialect, **options
+            parameters, batch, configuration=configuration, dialect=dialect, mesh=mesh, **options
         )
         c = Configuration(**configuration)
+        if mesh is not None:
+            return self.loss_on_mesh(passed.logits, batch, passed.metrics, c, mesh)
         kind = self.choice("cross_entropy", dialect)
         if kind == "weighted_mean":
             return self.total_loss(passed.logits, batch, passed.metrics, c)
@@ -249,6 +266,7 @@ class ReferenceModelAdapter:
         configuration: Fields,
         dialect: Dialect | None = None,
         dtype: str = "float32",
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> dict[str, ndarray]:
         """Return the gradient of each tensor, with decisions of a pass in `dtype`."""
@@ -263,8 +281,14 @@ class ReferenceModelAdapter:
                 configuration=configuration,
                 dialect=dialect,
                 dtype=dtype,
+                mesh=mesh,
                 **options,
             ).decisions
+        if mesh is not None:
+            call = call_of(dtype="float64" if dtype == "float32" else dtype, **options)
+            return self.gradients_on_mesh(
+                parameters, batch, Configuration(**configuration), mesh, call
+            )
         return model_gradients.model_gradients(
             parameters,
             batch,

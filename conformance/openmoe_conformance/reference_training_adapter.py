@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.adapter import UnsupportedError
+from openmoe_conformance.protocol import Mesh
 from openmoe_conformance.reference_model_adapter import (
     Dialect,
     Fields,
@@ -63,8 +64,10 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
         configuration: Fields,
         num_microbatches: int,
         training: bool = True,
+        mesh: Mesh | None = None,
     ) -> dict[str, Any]:
         options: dict[str, Any] = {"configuration": configuration, "training": training}
+        options |= {} if mesh is None else {"mesh": mesh}
 
         def of_batch(part: Tree) -> tuple[dict[str, Any], dict[str, ndarray]]:
             return (
@@ -72,8 +75,10 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
                 self.model_gradients(parameters, part, **options),
             )
 
-        losses, gradients = optimizer.accumulated(
-            of_batch, batch, num_microbatches=num_microbatches
+        losses, gradients = (
+            optimizer.accumulated(of_batch, batch, num_microbatches=num_microbatches)
+            if mesh is None
+            else self.accumulated_on_mesh(of_batch, batch, mesh, num_microbatches=num_microbatches)
         )
         return {"loss": losses, "gradients": gradients}
 
@@ -87,9 +92,14 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
         step: int,
         num_microbatches: int = 1,
         num_expert_partitions: int = 1,
+        **mesh: Any,
     ) -> dict[str, Any]:
         found = self.accumulated_gradients(
-            parameters, batch, configuration=configuration, num_microbatches=num_microbatches
+            parameters,
+            batch,
+            configuration=configuration,
+            num_microbatches=num_microbatches,
+            **mesh,
         )
         gradients = self.scaled_gradients(
             found["gradients"], num_expert_partitions=num_expert_partitions
@@ -128,6 +138,7 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
         configuration: Fields,
         steps: int,
         dialect: Dialect | None = None,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         for point in ("decode_position", "prompt_end"):
@@ -139,7 +150,7 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
             Configuration(**configuration),
             steps=steps,
             call=call_of(**options),
-            rules=self.rules(dialect),
+            rules=self.rules_of(batch, configuration, mesh, dialect),
         )
         return {"logits": logits, "prefill": first, "cache": last}
 
@@ -154,6 +165,7 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
         top_k: int = 0,
         top_p: float = 0.0,
         dialect: Dialect | None = None,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> ndarray:
         def choose(logits: ndarray, number: int) -> ndarray:
@@ -167,7 +179,7 @@ class ReferenceTrainingAdapter(ReferenceModelAdapter):
             Configuration(**configuration),
             choose,
             call=call_of(**options),
-            rules=self.rules(dialect),
+            rules=self.rules_of(batch, configuration, mesh, dialect),
             feed_again=self.choice("prompt_end", dialect) == "fed_again",
         )
 

@@ -6,6 +6,7 @@ so; what the implementation raises itself passes through and becomes ERROR.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,7 +18,7 @@ from openmoe_conformance import answers
 from openmoe_conformance.adapter import UnsupportedError, call, misspelt, offers
 from openmoe_conformance.compare import NAMED_ARITHMETIC, Arithmetic
 from openmoe_conformance.outcome import Disagreement, UsageError
-from openmoe_conformance.protocol import FUNCTIONS
+from openmoe_conformance.protocol import FUNCTIONS, Mesh
 from openmoe_spec.dialects import DIALECTS, foreign
 from openmoe_spec.records import (
     PARAMETERS,
@@ -45,6 +46,7 @@ class Subject:
             )
         self.functions = tuple(name for name in FUNCTIONS if offers(adapter, name) is None)
         self.notes = misspelt(adapter)
+        self.mesh: Mesh | None = None
         self.dialect = getattr(adapter, "dialect", "t5x")
         if not isinstance(self.dialect, str) or self.dialect not in DIALECTS:
             raise UsageError(
@@ -76,12 +78,32 @@ class Subject:
         whole = offers(self.adapter, need.partition("(")[0]) is None
         return not whole and bool(parts) and all(offers(self.adapter, p) is None for p in parts)
 
+    def meshes(self) -> tuple[Mesh, ...]:
+        """Return the meshes that the implementation can be run on here."""
+        answer = self.call("meshes")
+        if not isinstance(answer, list | tuple):
+            raise Disagreement(f"meshes: must be a sequence, got {type(answer).__name__}")
+        found = [answers.whole("meshes", one, (3,)).tolist() for one in answer]
+        return tuple((data, expert, model) for data, expert, model in found)
+
+    def on(self, mesh: Mesh) -> Subject:
+        """Return the same implementation, every function of which that knows meshes runs on this one."""
+        bound = copy.copy(self)
+        bound.mesh = mesh
+        return bound
+
     def call(self, function: str, *arguments: Any, **keywords: Any) -> Any:
         """Return the implementation's own answer, untouched.
 
-        A dialect is asked for by keyword unless it is the implementation's native one.
+        A dialect is asked for by keyword unless it is the implementation's native one, and a mesh only
+        where the implementation says that it can be run on it.
         """
         known = FUNCTIONS[function].optional
+        mesh = keywords.get("mesh", self.mesh) if "mesh" in known else None
+        if mesh is not None:
+            keywords["mesh"] = data, expert, model = tuple(mesh)
+            if not offers(self.adapter, "meshes") and keywords["mesh"] not in self.meshes():
+                raise UnsupportedError(f"runs on no mesh of {data} x {expert} x {model}")
         if "dialect" in known and offers(self.adapter, function) is None:
             wanted = keywords.pop("dialect", known["dialect"])
             if wanted != self.dialect:

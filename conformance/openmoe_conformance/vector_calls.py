@@ -174,7 +174,7 @@ def _value(array: ndarray) -> Any:
 
 # ---- comparing ---------------------------------------------------------------------------------
 
-_SHOWN = ("metrics", "decisions", "activations")
+_SHOWN = ("metrics", "decision", "decisions", "activations")
 """What an answer may leave out: the vector is then SKIPPED."""
 
 

@@ -10,10 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openmoe_production import grouping, layers, losses, moe, programs, routing
+from openmoe_production import (
+    grouping,
+    layers,
+    losses,
+    mesh_adapter,
+    moe,
+    programs,
+    routing,
+)
 from openmoe_production.arguments import require_floats, require_integers
 from openmoe_production.calling import as_numpy, call
 from openmoe_production.data_adapter import DataAdapter
+from openmoe_production.mesh_adapter import Mesh
 from openmoe_production.model_adapter import ModelAdapter
 from openmoe_production.text_adapter import TextAdapter
 from openmoe_production.training_adapter import TrainingAdapter
@@ -22,14 +31,17 @@ from openmoe_spec.records import Decision, ExpertsChoice, LayerResult
 
 
 class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
-    """Every chapter of this version, in float32 at full precision."""
+    """Every chapter of this version, in float32 at full precision, on one device or on a mesh."""
 
     name = "openmoe_production"
     version = f"{__version__} (jax {jax.__version__})"
     arithmetic = "float32"
     rejects_invalid_input = True
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: str = "") -> None:
+        super().__init__(mesh)
+        if mesh:
+            self.name = f"{self.name} on a mesh of {mesh}"
         self._last: tuple[dict[str, np.ndarray], dict[str, jax.Array]] = ({}, {})
 
     num_expert_replicas = staticmethod(grouping.num_expert_replicas)
@@ -57,8 +69,12 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         k: int,
         capacity: int,
         router: str = "masked",
+        mesh: Mesh | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the operations of one of this port's programs. Spec: ROUTE-27, MOE-12, MOE-13."""
+        """Return the operations of one of this port's programs; on a mesh those of one device.
+
+        Spec: ROUTE-27, MOE-12, MOE-13, MESH-08.
+        """
 
         def shape(*sizes: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(sizes, jnp.float32)  # type: ignore[no-untyped-call]
@@ -73,12 +89,13 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         options: dict[str, Any] = {"k": k, "capacity": capacity}
         traced: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             "route": (_route, (inputs, kernel)),
-            "moe": (moe.moe, (inputs, parameters)),
+            "moe": (mesh_adapter.layer, (inputs, parameters)),
             "moe_gradients": (_moe_gradients, (inputs, parameters, inputs, (0.5, 0.25))),
         }
         function, arguments = traced[program]
         if program != "route":
             options["router"] = router
+            options |= self.on(mesh, mesh_adapter.of_layer(parameters, groups))
         return programs.operations(partial(function, **options), *arguments)
 
     def group_tokens(self, inputs: np.ndarray, *, group_size: int, multiple: int = 1) -> np.ndarray:
@@ -172,11 +189,13 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         parameters: Mapping[str, np.ndarray],
         *,
         noise: np.ndarray | None = None,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> LayerResult:
         """Return the layer's result on whole groups [G, T, D]."""
+        options |= self.on(mesh, mesh_adapter.of_layer(parameters, len(inputs)))
         arrays = {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise}
-        return as_numpy(call(moe.moe, "MOE-11", arrays, by_group=True, **options))
+        return as_numpy(call(mesh_adapter.layer, "MOE-11", arrays, by_group=True, **options))
 
     def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return checked device copies; the last ones are kept, for a layer is called often."""
@@ -192,11 +211,18 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         self,
         inputs: np.ndarray,
         parameters: Mapping[str, np.ndarray],
+        *,
+        mesh: Mesh | None = None,
+        max_group_size: int = 4096,
+        num_expert_replicas: int = 1,
         **options: Any,
     ) -> LayerResult:
         """Return the layer's result on a batch [B, L, D], grouped as the training run did."""
+        sizes = {"max_group_size": max_group_size, "num_expert_replicas": num_expert_replicas}
+        require = mesh_adapter.of_layer_of_batch(parameters, inputs, **sizes)
+        options |= sizes | self.on(mesh, require)
         arrays = {"inputs": inputs, "parameters": dict(parameters)}
-        return as_numpy(call(moe.moe_layer, "MOE-11", arrays, **options))
+        return as_numpy(call(mesh_adapter.layer_of_batch, "MOE-11", arrays, **options))
 
     def moe_gradients(
         self,
@@ -206,9 +232,11 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         *,
         auxiliary_loss_factor: float = 0.0,
         router_z_loss_factor: float = 0.0,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> dict[str, np.ndarray]:
         """Return gradients by name: `inputs` and the four parameters."""
+        options |= self.on(mesh, mesh_adapter.of_layer(parameters, len(inputs)))
         arrays = {
             "inputs": inputs,
             "parameters": dict(parameters),
@@ -283,7 +311,7 @@ def _moe_gradients(
     **options: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     def loss(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-        result = moe.moe(x, weights, **options)
+        result = mesh_adapter.layer(x, weights, **options)
         assert result.metrics is not None
         return (
             (result.output * cotangent).sum()

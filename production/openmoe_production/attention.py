@@ -16,6 +16,7 @@ from openmoe_production.arguments import (
     require_shape,
 )
 from openmoe_production.batches import require_segments
+from openmoe_production.collectives import ALONE, Shard
 from openmoe_spec.errors import RejectedError
 
 KERNELS = ("query", "key", "value", "out")
@@ -115,13 +116,15 @@ def attention(
     num_heads: int,
     positions: jax.Array | None = None,
     cache: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    shard: Shard = ALONE,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the output [B, Q, D] and the keys and values [B, L, H, N] that were seen, not rotated.
 
     All arithmetic is in the dtype of `inputs` [B, Q, D]. `visible` bool [B, Q, L] says which keys a
     query may see (None: all); `positions` [Q] or [B, Q] are those of the queries (None: 0, 1, ...),
     keys stand at 0 ... L - 1. `cache` is keys and values of earlier tokens and index [B], the slot
-    of the first of these Q; what falls behind the last slot is not kept.
+    of the first of these Q; what falls behind the last slot is not kept. In a `shard` heads are its
+    part of them, and so are kernels.
     Errors: RejectedError ATTN-12. Spec: ATTN-05..ATTN-11.
     """
     head_dim = _require_attention(inputs, kernels, num_heads)
@@ -142,7 +145,8 @@ def attention(
     # Rotated anew in every call: the cache holds keys as they came.
     mixed = _attend(queries, rotate(keys, jnp.arange(keys.shape[1])), values, visible)
     out = kernels["out"].astype(inputs.dtype)
-    return jnp.einsum("bqf,fd->bqd", mixed.reshape(batch, length, -1), out), keys, values
+    output = jnp.einsum("bqf,fd->bqd", mixed.reshape(batch, length, -1), out)
+    return shard.sum("joined_kv", output), keys, values
 
 
 def _attend(

@@ -20,15 +20,16 @@ from openmoe_spec.records import BATCH
 
 
 def require_parameters(parameters: Mapping[str, Any], configuration: Configuration) -> None:
-    """Refuse a tree, flat or stacked, with a missing, extra or misshaped leaf, or not float32.
+    """Refuse a tree, in any form of `stacking`, with a missing, extra or misshaped leaf, or not float32.
 
     Spec: MODEL-09.
     """
     if not isinstance(parameters, Mapping):
         kind = type(parameters).__name__
         raise RejectedError("parameters", "MODEL-09", f"must be a mapping, got {kind}")
-    wanted = stacking.shapes(configuration, stacked=stacking.is_stacked(parameters))
-    for name, shape in wanted.items():
+    wanted = stacking.held(configuration, stacking.form(parameters))
+    for name, one in wanted.items():
+        shape = one.shape
         place = f"parameters[{name!r}]"
         if name not in parameters:
             raise RejectedError(place, "MODEL-09", f"is missing, shape {shape}")

@@ -95,7 +95,7 @@ def programs(size: Size, which: str, dtype: str) -> dict[str, tuple[Any, tuple[A
 
         def gradients(parameters: Any, batch: Any, *, remat: bool = False) -> Any:
             def loss(parameters: Any) -> tuple[jax.Array, Any]:
-                options = {"training": True, "dtype": dtype, "remat": remat}
+                options: dict[str, Any] = {"training": True, "dtype": dtype, "remat": remat}
                 return model.loss_fn(parameters, batch, c, **options)
 
             return jax.value_and_grad(loss, has_aux=True)(parameters)

@@ -262,6 +262,10 @@ def _check(tasks: Sequence[Task], settings: Settings) -> None:
     whole("process", settings.process, "DATA-11", least=0, most=processes - 1)
     if settings.mode == "ul2" and len(settings.prompts) != len(OBJECTIVES):
         raise RejectedError("prompts", "DATA-11", f"must be {len(OBJECTIVES)}, one an objective")
+    for objective in settings.objectives:
+        whole("objectives", objective, "DATA-11", least=0, most=len(OBJECTIVES) - 1)
+    if not settings.objectives or len(set(settings.objectives)) < len(settings.objectives):
+        raise RejectedError("objectives", "DATA-11", "must be some of the objectives, each once")
     for i, one in enumerate(settings.prompts):
         data_arguments.ids(f"prompts[{i}]", one, "DATA-11", most=settings.vocabulary_size - 1)
     for task in tasks:

@@ -60,6 +60,56 @@ def num_groups(
     )
 
 
+def share_of_groups(
+    batch: int,
+    length: int,
+    *,
+    shares: int = 1,
+    max_group_size: int,
+    num_experts: int,
+    num_expert_replicas: int = 1,
+) -> tuple[tuple[int, int], int]:
+    """Return the padded shape of one share of the rows, and the group size of the whole batch.
+
+    `batch` rows are a share's; equal shares, one behind the other, make the whole.
+    Errors: RejectedError GROUP-09, MESH-06 when the shares do not hold whole groups.
+    Spec: GROUP-02, GROUP-04, MESH-01, MESH-06.
+    """
+    rows = batch * shares
+    multiple = num_experts * num_expert_replicas
+    padded = padded_shape(rows, length, multiple=multiple)
+    tokens = padded[0] * padded[1]
+    groups = num_groups(
+        tokens,
+        max_group_size=max_group_size,
+        num_experts=num_experts,
+        num_expert_replicas=num_expert_replicas,
+    )
+    if shares > 1 and padded[0] != rows:
+        step = multiple // math.gcd(length, multiple)
+        fits = -(-rows // math.lcm(step, shares)) * math.lcm(step, shares)
+        raise RejectedError(
+            "batch",
+            "MESH-06",
+            f"{rows} rows of {length} tokens get {padded[0] - rows} rows of padding, which no share "
+            f"of {shares} has; {fits} rows would do",
+        )
+    if groups % shares:
+        raise RejectedError(
+            "batch",
+            "MESH-06",
+            f"{rows} rows of {length} tokens make {groups} groups, which {shares} shares cannot hold "
+            f"whole; {math.gcd(groups, shares)} shares would do, or num_expert_replicas "
+            f"{_replicas(num_experts, shares)}",
+        )
+    return (padded[0] // shares, padded[1]), tokens // groups
+
+
+def _replicas(num_experts: int, shares: int) -> int:
+    """Return the fewest replicas with which every batch makes whole groups for so many shares."""
+    return shares // math.gcd(num_experts, shares)
+
+
 def expert_capacity(
     tokens_per_group: int,
     *,

@@ -19,6 +19,7 @@ from openmoe_production.arguments import (
     require_mask,
     require_shape,
 )
+from openmoe_production.collectives import ALONE, Shard
 from openmoe_spec.errors import RejectedError
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -34,9 +35,12 @@ def require_dtype(name: str, dtype: str, clause: str) -> None:
         raise RejectedError(name, clause, f"must be one of {tuple(DTYPES)}, got {dtype!r}")
 
 
-def embed(table: jax.Array, ids: jax.Array, *, dtype: str = "float32") -> jax.Array:
+def embed(
+    table: jax.Array, ids: jax.Array, *, dtype: str = "float32", shard: Shard = ALONE
+) -> jax.Array:
     """Return rows [B, L, D] of a table [V, D] in `dtype`, zeros for an id that is none.
 
+    In a `shard` the table is its part of the ids.
     Errors: RejectedError LAYER-08. Spec: LAYER-01, LAYER-02, LAYER-09.
     """
     require_dtype("dtype", dtype, "LAYER-08")
@@ -45,8 +49,10 @@ def embed(table: jax.Array, ids: jax.Array, *, dtype: str = "float32") -> jax.Ar
     require_shape("ids", ids, {"B": None, "L": None}, "LAYER-08")
     require_integers("ids", ids, "LAYER-08", least=-(2**31), most=2**31 - 1)
     vocabulary = table.shape[0]
+    ids = ids - shard.index("vocab") * vocabulary
     known = (ids >= 0) & (ids < vocabulary)
-    return _rows(table, jnp.where(known, ids, vocabulary), vocabulary).astype(DTYPES[dtype])
+    rows = _rows(table, jnp.where(known, ids, vocabulary), vocabulary).astype(DTYPES[dtype])
+    return shard.sum("vocab", rows)  # of which all but one are zeros
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -11,6 +11,7 @@ from openmoe_production.arguments import (
     require_mask,
     require_shape,
 )
+from openmoe_production.collectives import ALONE, Shard
 from openmoe_spec.records import Decision, ExpertsChoice
 
 
@@ -55,31 +56,56 @@ def metrics(
     *,
     padding_mask: jax.Array | None = None,
     scatter: bool = False,
+    shard: Shard = ALONE,
 ) -> dict[str, jax.Array]:
-    """Return the five sown scalars by name. Errors: RejectedError LOSS-13. Spec: LOSS-01..LOSS-11."""
+    """Return the five sown scalars by name; in a `shard` of groups those of all groups.
+
+    Shares hold equally many groups: a mean of means is the mean. Counts are added before they divide.
+    Errors: RejectedError LOSS-13. Spec: LOSS-01..LOSS-11, MESH-02.
+    """
     groups, tokens, num_experts = probabilities.shape
     counted = jnp.asarray(groups * tokens if padding_mask is None else padding_mask.sum())
     if isinstance(decision, ExpertsChoice):
-        auxiliary_loss, usage = jnp.float32(0), jnp.float32(1)
+        auxiliary_loss = jnp.float32(0)
         dispatched = jnp.asarray(decision.token_index.size)
         # Distinct tokens of a group: where a sorted list of the chosen ones changes.
         chosen = jnp.sort(decision.token_index.reshape(groups, -1), axis=-1)  # [G, E * C]
         somewhere = groups + (jnp.diff(chosen, axis=-1) != 0).sum()
         weight = decision.gate.sum()
+        slots = dispatched
     else:
-        auxiliary_loss = balance_loss(
-            probabilities, decision.expert_index, padding_mask=padding_mask
+        auxiliary_loss = shard.mean(
+            "batch",
+            balance_loss(probabilities, decision.expert_index, padding_mask=padding_mask),
         )
         dispatched = decision.kept.sum()
         somewhere = decision.kept.any(axis=-1).sum()
         weight = jnp.where(decision.kept, decision.gate, 0).sum()
-        usage = dispatched / jnp.float32(num_experts * decision.capacity * groups)
+        slots = jnp.asarray(num_experts * decision.capacity * groups)
         if scatter and padding_mask is not None:
             counted = counted * decision.expert_index.shape[-1]  # LOSS-10: as trained
+    z_loss = router_z_loss(logits, padding_mask=padding_mask)
+    counted, somewhere, dispatched, slots, weight = (
+        shard.sum("batch", shard.varying("batch", one))
+        for one in (counted, somewhere, dispatched, slots, weight)
+    )
     return {
         "auxiliary_loss": auxiliary_loss,
-        "router_z_loss": router_z_loss(logits, padding_mask=padding_mask),
+        "router_z_loss": shard.mean("batch", z_loss),
         "fraction_tokens_left_behind": 1 - somewhere / counted.astype(jnp.float32),
         "router_confidence": weight / dispatched.astype(jnp.float32),
-        "expert_usage": usage,
+        "expert_usage": dispatched / slots.astype(jnp.float32),
+    }
+
+
+def load(decision: Decision, *, num_experts: int, shard: Shard = ALONE) -> dict[str, jax.Array]:
+    """Return int32 [E] by name: how many choices fell on each expert, and how many had a slot.
+
+    In a `shard` of groups those of all groups. Spec: RUN-08.
+    """
+    chosen = decision.expert_index[..., None] == jnp.arange(num_experts)  # [G, T, K, E]
+    kept = chosen & decision.kept[..., None]
+    return {
+        name: shard.sum("batch", found.sum(axis=(0, 1, 2), dtype=jnp.int32))
+        for name, found in (("chosen", chosen), ("kept", kept))
     }

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from openmoe_production import attention, cross_entropy, layers, moe
+from openmoe_production import attention, layers, losses, moe, stacking, total_loss
 from openmoe_production.batches import require_batch, require_parameters
+from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.sharding import Layout
 from openmoe_production.stacking import by_layer, stack, unstack
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -68,16 +71,69 @@ def loss_fn(
     parameters: Parameters,
     batch: Mapping[str, jax.Array],
     configuration: Configuration,
+    *,
+    layout: Layout | None = None,
     **options: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the total loss of a batch and its parts; differentiate it in `parameters`.
 
-    `options` are those of `run`; a batch that is trained on is one of `training=True`.
-    Errors: RejectedError LOSS-25, and those of `forward`. Spec: MODEL-08, LOSS-21, LOSS-24.
+    Options are those of `hidden`; a batch that is trained on is one of `training=True`. Logits of the
+    whole batch are never held.
+    Errors: RejectedError LOSS-25, MESH-06, and those of `forward`.
+    Spec: MODEL-08, LOSS-21, LOSS-24, MESH-05.
     """
-    result = forward(parameters, batch, configuration, **options)
-    parts = cross_entropy.total_loss(result.logits, batch, result.metrics, configuration)
-    return parts["total"], parts
+    require_parameters(parameters, configuration)
+    require_batch(batch, configuration)
+    share: Any = partial(share_of_loss, configuration=configuration, **options)
+    if layout is None:
+        total, shown = share(parameters, batch)
+        return total, shown.losses
+    given = layout.of_step(parameters, configuration, rows=len(batch["decoder_input_tokens"]))
+    total, shown = layout.spread(share, given, layout.spec())(dict(parameters), dict(batch))
+    return total, shown.losses
+
+
+class Shown(NamedTuple):
+    """What a pass with a loss tells beside it.
+
+    losses   by the names of `records.LOSSES`
+    metrics  by sparse layer and the names of `records.METRICS`
+    loads    by sparse layer: int32 [E] of `losses.load`
+    """
+
+    losses: dict[str, jax.Array]
+    metrics: dict[int, dict[str, jax.Array]]
+    loads: dict[int, dict[str, jax.Array]]
+
+
+def share_of_loss(
+    parameters: Parameters,
+    batch: Mapping[str, jax.Array],
+    *,
+    configuration: Configuration,
+    shard: Shard = ALONE,
+    **options: Any,
+) -> tuple[jax.Array, Shown]:
+    """Return the loss of all rows, of which these are a share. Spec: MODEL-08, LOSS-21, LOSS-24."""
+    visible = attention.visible_by_targets(
+        batch, bidirectional=configuration.inputs_bidirectional_attention
+    )
+    ids = batch["decoder_input_tokens"]
+    last = hidden(parameters, ids, visible, configuration=configuration, shard=shard, **options)
+    parts = total_loss.total_loss(
+        last.normed,
+        last.kernel,
+        batch,
+        last.metrics,
+        configuration,
+        mask=last.mask,
+        shard=shard,
+    )
+    loads = {
+        i: losses.load(one, num_experts=configuration.num_experts, shard=shard)
+        for i, one in last.decisions.items()
+    }
+    return parts["total"], Shown(parts, last.metrics, loads)
 
 
 def run(
@@ -86,28 +142,127 @@ def run(
     visible: jax.Array,
     configuration: Configuration,
     *,
-    training: bool = False,
-    dtype: str = "float32",
-    expert_dtype: str | None = None,
     decisions: Mapping[int, Decision] | None = None,
-    num_expert_replicas: int = 1,
     positions: jax.Array | None = None,
     cache: Cache | None = None,
-    remat: bool = False,
-    trace: bool = False,
+    layout: Layout | None = None,
+    **options: Any,
 ) -> Pass:
     """Return one pass of `input_ids` [B, Q], attending as `visible` bool [B, Q, L] allows.
 
+    decisions  forced decisions by layer index; a layer that is not named decides itself.
+               Stacked layers are forced all or none.
+    positions  where the queries stand, [Q] or [B, Q]; None: 0, 1, ...
+    cache      keys and values of earlier tokens; None: there are none
+    layout     a mesh and how it splits rows, experts, heads, widths and the vocabulary; None: one
+               device has all. Arrays are those of the whole batch.
+    Other options are those of `share_of_run`.
+    Errors: as `hidden`, and RejectedError MESH-06.
+    Spec: MODEL-01, MODEL-02, MODEL-03, MODEL-06, MESH-01..MESH-05.
+    """
+    arrays = (dict(parameters), input_ids, visible, dict(decisions or {}), positions, cache)
+    share: Any = partial(share_of_run, configuration=configuration, **options)
+    if layout is None:
+        return share(*arrays)
+    tensors, rows = layout.of_step(parameters, configuration, rows=len(input_ids))
+    kept = layout.spec(None, "batch", None, "joined_kv")
+    of_positions = layout.spec() if positions is None or positions.ndim == 1 else rows
+    of_result: Any = ForwardResult  # of partitions
+    logits = layout.spec("batch", None, "vocab")
+    of_cache = layout.spec() if cache is None else Cache(kept, kept, rows)
+    given = (tensors, rows, rows, rows, of_positions, of_cache)
+    found = Pass(of_result(logits, rows, layout.spec(), rows), kept, kept)  # type: ignore[arg-type]
+    passed: Pass = layout.spread(share, given, found)(*arrays)
+    return passed
+
+
+def share_of_run(  # noqa: PLR0917 - shard_map hands arrays over by their place
+    parameters: Parameters,
+    input_ids: jax.Array,
+    visible: jax.Array,
+    decisions: Mapping[int, Decision],
+    positions: jax.Array | None,
+    cache: Cache | None,
+    *,
+    trace: bool = False,
+    **options: Any,
+) -> Pass:
+    """Return what one device has of a pass: its rows, the logits of its part of the ids.
+
+    `trace`: activations are returned by name (MODEL-11). Other options are those of `hidden`.
+    """
+    last = hidden(
+        parameters, input_ids, visible, decisions, positions=positions, cache=cache, **options
+    )
+    logits = layers.output_logits(last.normed, last.kernel, mask=last.mask)
+    result = ForwardResult(
+        logits, last.decisions, last.metrics, last.activations if trace else None
+    )
+    keys, values = (
+        jnp.stack([getattr(one, name) for one in last.seen]) for name in ("keys", "values")
+    )
+    return Pass(result, keys, values)
+
+
+class Hidden(NamedTuple):
+    """What a pass has computed before its logits.
+
+    normed    [B, Q, D], behind the last norm and before the mask
+    mask      bool [B, Q], which of them the output projection reads
+    kernel    the output projection's [D, V]
+    embedded  [B, Q, D]
+    seen      what each layer left behind
+    """
+
+    normed: jax.Array
+    mask: jax.Array
+    kernel: jax.Array
+    embedded: jax.Array
+    seen: list[_Seen]
+
+    @property
+    def decisions(self) -> dict[int, Decision]:
+        """The record of each sparse layer."""
+        return {i: one.decision for i, one in enumerate(self.seen) if one.decision is not None}
+
+    @property
+    def metrics(self) -> dict[int, dict[str, jax.Array]]:
+        """The five scalars by sparse layer."""
+        return {i: one.metrics for i, one in enumerate(self.seen) if one.metrics is not None}
+
+    @property
+    def activations(self) -> dict[str, jax.Array]:
+        """Outputs of modules by name. Spec: MODEL-11."""
+        found = {"token_embedder": self.embedded, "decoder/decoder_norm": self.normed}
+        for i, one in enumerate(self.seen):
+            found |= {f"decoder/layers_{i}{name}": a for name, a in one.activations.items()}
+        return found
+
+
+def hidden(
+    parameters: Parameters,
+    input_ids: jax.Array,
+    visible: jax.Array,
+    decisions: Mapping[int, Decision] | None = None,
+    *,
+    configuration: Configuration,
+    positions: jax.Array | None = None,
+    cache: Cache | None = None,
+    training: bool = False,
+    dtype: str = "float32",
+    expert_dtype: str | None = None,
+    num_expert_replicas: int = 1,
+    remat: bool = False,
+    shard: Shard = ALONE,
+) -> Hidden:
+    """Return a pass up to its last norm.
+
     training             the training capacity factor is in force
     dtype, expert_dtype  of activations, and of the experts (None: the same)
-    decisions            forced decisions by layer index; a layer that is not named decides itself.
-                         Stacked layers are forced all or none.
     num_expert_replicas  R, which groups depend on
-    positions            where the queries stand, [Q] or [B, Q]; None: 0, 1, ...
-    cache                keys and values of earlier tokens; None: there are none
     remat                layers are computed again in the backward pass instead of being kept
-    trace                activations are returned by name (MODEL-11)
-    Errors: RejectedError LAYER-08, ATTN-12, MOE-11, GROUP-09.
+    shard                the share of rows and tensors that this is; `ALONE`: all of them
+    Errors: RejectedError LAYER-08, ATTN-12, MOE-11, GROUP-09, MESH-06.
     Spec: MODEL-01, MODEL-02, MODEL-03, MODEL-06.
     """
     decisions = {} if decisions is None else decisions
@@ -116,6 +271,7 @@ def run(
         raise RejectedError(
             "decisions", "MOE-11", f"must be of layers {sparse}, got {sorted(decisions)}"
         )
+    form = stacking.form(parameters)
     layer = _Layer(
         configuration,
         mask=layers.token_mask(input_ids),
@@ -126,9 +282,13 @@ def run(
         dtype=dtype,
         expert_dtype=dtype if expert_dtype is None else expert_dtype,
         num_expert_replicas=num_expert_replicas,
+        form=form,
+        axes=stacking.axes_of_layers(configuration, form),
+        shard=shard,
     )
     step = jax.checkpoint(layer.apply) if remat else layer.apply
-    embedded = x = layers.embed(parameters["token_embedder/embedding"], input_ids, dtype=dtype)
+    table = shard.at_hand(parameters["token_embedder/embedding"], ("vocab", "embed"))
+    embedded = x = layers.embed(table, input_ids, dtype=dtype, shard=shard)
     apart, repeated = by_layer(parameters)
     seen = []
     for i, weights in enumerate(apart):
@@ -138,22 +298,10 @@ def run(
     if repeated:
         x, more = _scan(step, x, _stacked_inputs(repeated, len(apart), cache, decisions))
         seen += more
-    normed = layers.rms_norm(x, parameters["decoder/decoder_norm/scale"], dtype=dtype)
-    logits = layers.output_logits(
-        normed, parameters["decoder/logits_dense/kernel"], mask=layer.mask
-    )
-    activations = {"token_embedder": embedded, "decoder/decoder_norm": normed}
-    for i, one in enumerate(seen):
-        activations |= {f"decoder/layers_{i}{name}": a for name, a in one.activations.items()}
-    result = ForwardResult(
-        logits,
-        {i: one.decision for i, one in enumerate(seen) if one.decision is not None},
-        {i: one.metrics for i, one in enumerate(seen) if one.metrics is not None},
-        activations if trace else None,
-    )
-    return Pass(
-        result, jnp.stack([one.keys for one in seen]), jnp.stack([one.values for one in seen])
-    )
+    scale = shard.at_hand(parameters["decoder/decoder_norm/scale"], ("embed",))
+    kernel = shard.at_hand(parameters["decoder/logits_dense/kernel"], ("embed", "vocab"))
+    normed = layers.rms_norm(x, scale, dtype=dtype)
+    return Hidden(normed, layer.mask, kernel, embedded, seen)
 
 
 class _Inputs(NamedTuple):
@@ -187,17 +335,26 @@ class _Layer:
     dtype: str
     expert_dtype: str
     num_expert_replicas: int
+    form: stacking.Form
+    axes: Mapping[str, tuple[str | None, ...]]
+    shard: Shard
 
     def apply(self, x: jax.Array, own: _Inputs) -> tuple[jax.Array, _Seen]:
         """Return the residual stream behind the layer. Spec: MODEL-02, MODEL-03, MODEL-06."""
-        weights = own.weights
+        weights = {
+            name: self.shard.at_hand(tensor, self.axes[name])
+            for name, tensor in own.weights.items()
+        }
+        if self.form.split:  # the halves of a part are joined as those of the whole
+            weights = stacking.join_gates(weights)
         attended, keys, values = attention.attention(
             self._normed(x, weights, "pre_self_attention_layer_norm"),
             {name: weights[f"self_attention/{name}/kernel"] for name in attention.KERNELS},
             self.visible,
-            num_heads=self.configuration.num_heads,
+            num_heads=self.configuration.num_heads // self.shard.size("joined_kv"),
             positions=self.positions,
             cache=None if own.cached is None or self.index is None else (*own.cached, self.index),
+            shard=self.shard,
         )
         x = x + attended
         normed = self._normed(x, weights, "pre_mlp_layer_norm")
@@ -206,7 +363,7 @@ class _Layer:
             activations["/mlp"] = self._feed_forward(normed, weights, "mlp")
             activations[""] = x = x + activations["/mlp"]
             return x, _Seen(keys, values, None, None, activations)
-        result = self._experts(normed, own)
+        result = self._experts(normed, weights, own.decision)
         activations["/mlp/router/router_weights"] = result.logits
         activations["/mlp"] = result.output
         activations[""] = x = x + result.output  # float32 from here on, whatever it was
@@ -223,16 +380,17 @@ class _Layer:
     def _feed_forward(self, x: jax.Array, weights: Mapping[str, jax.Array], name: str) -> jax.Array:
         kernels = {key: weights[f"{name}/{key}/kernel"] for key in ("wi_0", "wi_1", "wo")}
         rows = x.reshape(-1, x.shape[-1])
-        return layers.feed_forward(rows, kernels, dtype=self.dtype).reshape(x.shape)
+        outputs = layers.feed_forward(rows, kernels, dtype=self.dtype).reshape(x.shape)
+        return self.shard.sum("mlp", outputs)
 
-    def _experts(self, x: jax.Array, own: _Inputs) -> Any:
+    def _experts(
+        self, x: jax.Array, weights: Mapping[str, jax.Array], decision: Decision | None
+    ) -> Any:
         c = self.configuration
-        kernels = {
-            name: own.weights[f"mlp/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")
-        }
+        kernels = {name: weights[f"mlp/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")}
         return moe.moe_layer(
             x,
-            {"router": own.weights[_ROUTER], **kernels},
+            {"router": weights[_ROUTER], **kernels},
             training=self.training,
             k=c.num_selected_experts,
             train_capacity_factor=c.train_capacity_factor,
@@ -243,7 +401,8 @@ class _Layer:
             ignore_padding=c.ignore_padding_tokens,
             batch_prioritized=c.batch_prioritized_routing,
             expert_dtype=self.expert_dtype,
-            decision=own.decision,
+            decision=decision,
+            shard=self.shard,
         )
 
 

@@ -15,16 +15,20 @@ from openmoe_production import (
     batches,
     cross_entropy,
     layers,
+    mesh_adapter,
     model,
     moe_arguments,
+    stacking,
 )
 from openmoe_production.arguments import require_integers
 from openmoe_production.calling import as_numpy, call
+from openmoe_production.mesh_adapter import Mesh, MeshAdapter, held
 from openmoe_production.part_gradients import PARTS, cross_entropy_gradient
+from openmoe_production.sharding import Layout
 from openmoe_spec import layouts, parameters
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import Decision, ForwardResult
+from openmoe_spec.records import Decision
 
 Tree = Mapping[str, np.ndarray]
 Fields = Mapping[str, Any]
@@ -59,9 +63,12 @@ def _of_batch(function: Callable[..., Any], *, weighed: bool = False) -> Callabl
         expert_dtype: str | None = None,
         decisions: Mapping[int, Decision] | None = None,
         num_expert_replicas: int = 1,
+        mesh: Mesh | None = None,
     ) -> Any:
         c = Configuration(**configuration)
         batches.require_batch(batch, c)
+        shape = batch["decoder_input_tokens"].shape
+        require = mesh_adapter.of_model(c, *shape, num_expert_replicas=num_expert_replicas)
         if weighed:
             adapter.normalizer("NUM_REAL_TARGET_TOKENS", batch)  # a trace hides the weights
         for decision in (decisions or {}).values():
@@ -75,22 +82,28 @@ def _of_batch(function: Callable[..., Any], *, weighed: bool = False) -> Callabl
             dtype=dtype,
             expert_dtype=expert_dtype,
             num_expert_replicas=num_expert_replicas,
+            **adapter.on(mesh, require),
         )
         return as_numpy(found)
 
     return run
 
 
-def _forward(*arguments: Any, **options: Any) -> ForwardResult:
-    return model.forward(*arguments, trace=True, **options)
+def _forward(parameters: Any, *arguments: Any, layout: Layout | None = None, **options: Any) -> Any:
+    tensors = held(parameters, layout)
+    return model.forward(tensors, *arguments, trace=True, layout=layout, **options)
 
 
-def _losses(*arguments: Any, **options: Any) -> Any:
-    return model.loss_fn(*arguments, **options)[1]
+def _losses(parameters: Any, *arguments: Any, layout: Layout | None = None, **options: Any) -> Any:
+    return model.loss_fn(held(parameters, layout), *arguments, layout=layout, **options)[1]
 
 
-def _gradients(parameters: Any, batch: Any, configuration: Configuration, **options: Any) -> Any:
-    return jax.grad(model.loss_fn, has_aux=True)(parameters, batch, configuration, **options)[0]
+def _gradients(
+    parameters: Any, *arguments: Any, layout: Layout | None = None, **options: Any
+) -> Any:
+    of_loss = jax.grad(model.loss_fn, has_aux=True)
+    found, _ = of_loss(held(parameters, layout), *arguments, layout=layout, **options)
+    return stacking.join_gates(found) if layout else found
 
 
 def _of_logits(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,7 +138,7 @@ def _cross_entropy(*arguments: Any, **options: Any) -> dict[str, jax.Array]:
     return cross_entropy.cross_entropy(*arguments, **options)._asdict()
 
 
-class ModelAdapter:
+class ModelAdapter(MeshAdapter):
     """Functions of the model in the dialect `t5x`, in float32 or bfloat16."""
 
     # ---- parameters ------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from jax import lax
 
 from openmoe_production import grouping, losses, routing
 from openmoe_production.arguments import require_shape
+from openmoe_production.collectives import ALONE, Shard
 from openmoe_production.layers import DTYPES, gated_mlp
 from openmoe_production.moe_arguments import (
     require_forced,
@@ -46,16 +47,19 @@ def moe(
     expert_dtype: str = "float32",
     noise: jax.Array | None = None,
     decision: Decision | None = None,
+    shard: Shard = ALONE,
 ) -> LayerResult:
     """Apply the layer to whole groups [G, T, D]; parameters as in `records.PARAMETERS`.
 
+    In a `shard` the groups are its own, experts and their widths its part, the router is whole;
+    metrics are those of all groups.
     A given `decision` of a tokens-choose router is used instead of this router's own, with the
     gates of these probabilities (JUDGE-04).
     Pure and static in shape: `jit` and differentiate it freely.
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
-    Spec: MOE-01..MOE-14.
+    Spec: MOE-01..MOE-14, MESH-01..MESH-03.
     """
-    require_layer(inputs, parameters, router, expert_dtype)
+    require_layer(inputs, parameters, router, expert_dtype, shares=shard.size("expert"))
     num_experts = parameters["router"].shape[1]
     mask = routing.padding_mask(inputs) if ignore_padding else None
     logits, probabilities = routing.logits_and_probabilities(
@@ -80,11 +84,20 @@ def moe(
             )
         slot, inverse = ways_of_tokens(record, num_experts)
         weight = jnp.where(record.kept, record.gate, 0)
-    expert_inputs = dispatch(inputs, slot, inverse)  # [G, E * C, D]
-    expert_outputs = _experts(expert_inputs, parameters, DTYPES[expert_dtype]).astype(inputs.dtype)
-    output = combine(expert_outputs, weight, slot, inverse)
+    # Shares of one width take parts of it through the exchange, not each the whole.
+    part = shard.part("expert_mlp", inputs)
+    expert_inputs = dispatch(part, slot, inverse)  # [G, E * C, D]
+    expert_outputs = _experts(expert_inputs, parameters, DTYPES[expert_dtype], shard)
+    weight = shard.varying("expert_mlp", weight)
+    output = combine(expert_outputs.astype(inputs.dtype), weight, slot, inverse)
+    output = shard.whole("expert_mlp", output)
     scalars = losses.metrics(
-        logits, probabilities, record, padding_mask=mask, scatter=router == "scatter"
+        logits,
+        probabilities,
+        record,
+        padding_mask=mask,
+        scatter=router == "scatter",
+        shard=shard,
     )
     return LayerResult(output, record, scalars, logits)
 
@@ -105,21 +118,24 @@ def moe_layer(
     batch_prioritized: bool = False,
     expert_dtype: str = "float32",
     decision: Decision | None = None,
+    shard: Shard = ALONE,
 ) -> LayerResult:
     """Apply the layer to a batch [B, L, D], grouped as a training run with R replicas did.
 
-    R is an input, never read off the devices at hand. Decision and metrics are of whole groups.
-    Errors: RejectedError GROUP-09, MOE-11, ROUTE-20. Spec: GROUP-01..GROUP-08, MOE-07, MOE-08.
+    R is an input, never read off the devices at hand. Decision and metrics are of whole groups. In a
+    `shard` the rows are its own, and groups those of the whole batch.
+    Errors: RejectedError GROUP-09, MOE-11, ROUTE-20, MESH-06 when a share has no whole groups.
+    Spec: GROUP-01..GROUP-08, MOE-07, MOE-08, MESH-01.
     """
     require_shape("inputs", inputs, {"B": None, "L": None, "D": None}, "MOE-11")
     require_names(parameters)
     require_shape("parameters['router']", parameters["router"], {"D": None, "E": None}, "MOE-11")
     batch, length, _ = inputs.shape
     num_experts = parameters["router"].shape[1]
-    padded = grouping.padded_shape(batch, length, multiple=num_experts * num_expert_replicas)
-    tokens = padded[0] * padded[1]
-    group_size = tokens // grouping.num_groups(
-        tokens,
+    padded, group_size = grouping.share_of_groups(
+        batch,
+        length,
+        shares=shard.size("batch"),
         max_group_size=max_group_size,
         num_experts=num_experts,
         num_expert_replicas=num_expert_replicas,
@@ -140,22 +156,36 @@ def moe_layer(
         batch_prioritized=batch_prioritized,
         expert_dtype=expert_dtype,
         decision=decision,
+        shard=shard,
     )
     output = grouping.from_groups(result.output, padded=padded, shape=(batch, length))
     return replace(result, output=output)
 
 
-def _experts(slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
+def _experts(
+    slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any, shard: Shard
+) -> jax.Array:
+    """Return each slot's output [G, E * C, D]; in a shard slots and outputs hold its part of D.
+
+    Slots travel to the shares that hold their experts and back; weights stay where they are.
+    """
     groups, _, width = slots.shape
     num_experts = parameters["router"].shape[1]
-    by_expert = slots.astype(dtype).reshape(groups, num_experts, -1, width).swapaxes(0, 1)
+    here = slots.astype(dtype).reshape(groups, num_experts, -1, width)
+    # [all groups of these experts' shares, experts of this one, C, D]
+    brought = shard.exchange("expert", here, split=1, concat=0)
+    brought = shard.gathered("expert_mlp", brought, axis=3)
+    by_expert = brought.swapaxes(0, 1)
     outputs = gated_mlp(
-        by_expert.reshape(num_experts, -1, width),  # [E, G * C, D]: one batched product
+        by_expert.reshape(by_expert.shape[0], -1, by_expert.shape[3]),  # one batched product
         parameters["wi_0"],
         parameters["wi_1"],
         parameters["wo"],
     )
-    return outputs.reshape(num_experts, groups, -1, width).swapaxes(0, 1).reshape(slots.shape)
+    outputs = shard.sum_in_parts("expert_mlp", outputs)
+    by_group = outputs.reshape(*by_expert.shape[:3], -1).swapaxes(0, 1)
+    returned = shard.exchange("expert", by_group, split=0, concat=1)
+    return returned.reshape(slots.shape)
 
 
 def ways_of_tokens(decision: Decision, num_experts: int) -> tuple[jax.Array, jax.Array]:

@@ -48,9 +48,17 @@ def require_forced(decision: Decision, shape: tuple[int, ...], capacity: int) ->
 
 
 def require_layer(
-    inputs: jax.Array, parameters: Mapping[str, jax.Array], router: str, expert_dtype: str
+    inputs: jax.Array,
+    parameters: Mapping[str, jax.Array],
+    router: str,
+    expert_dtype: str,
+    *,
+    shares: int = 1,
 ) -> None:
-    """Refuse inputs [G, T, D], parameters and options that do not make a layer."""
+    """Refuse inputs [G, T, D], parameters and options that do not make a layer.
+
+    The experts of one of `shares` are an equal part of those that the router knows.
+    """
     if router not in ROUTERS:
         raise RejectedError("router", "MOE-11", f"must be one of {ROUTERS}, got {router!r}")
     require_dtype("expert_dtype", expert_dtype, "MOE-11")
@@ -58,7 +66,7 @@ def require_layer(
     require_shape("inputs", inputs, {"G": None, "T": None, "D": None}, "MOE-11")
     width = inputs.shape[2]
     require_shape("parameters['router']", parameters["router"], {"D": width, "E": None}, "MOE-11")
-    experts = parameters["router"].shape[1]
+    experts = parameters["router"].shape[1] // shares
     shape: dict[str, dict[str, int | None]] = {"wi_1": {"E": experts, "D": width, "F": None}}
     require_shape("parameters['wi_1']", parameters["wi_1"], shape["wi_1"], "MOE-11")
     hidden = parameters["wi_1"].shape[2]

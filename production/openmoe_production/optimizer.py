@@ -1,23 +1,42 @@
-"""Adafactor as the models were trained, of Optax's parts, and the learning rate. Spec: OPT-01..OPT-10."""
+"""Adafactor as the models were trained, and the learning rates. Spec: OPT-01..OPT-10.
+
+Nothing is reshaped: moments are means over axes as they lie, so a tensor whose axes are split over
+devices stays split. An axis without a name, that of the halves of a gate [D, 2, F], counts as one
+with the next, so that the numbers are those of the joined form [D, 2F].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax  # type: ignore[import-untyped]
+from jax import lax
 
-from openmoe_production.arguments import require_count, require_floats, require_integers
+from openmoe_production.arguments import (
+    require_count,
+    require_factor,
+    require_floats,
+    require_integers,
+)
 from openmoe_spec.errors import RejectedError
 
 WARMUP = 10_000
 MIN_DIM_TO_FACTOR = 128
+DECAY_EXPONENT = 0.8
+GRADIENT_FLOOR = 1e-30
+PARAMETER_FLOOR = 1e-3
 
 SLOTS = ("v_row", "v_col", "v", "m")
-"""Names of one tensor's moments; a slot that it does not use is zeros of shape (1,)."""
+"""Names of one tensor's moments; a slot that it does not use is zeros (1,), of blocks (blocks, 1)."""
+
+Axes = tuple[str | None, ...]
+Rate = Callable[[jax.Array], jax.Array]
+"""From the number of an update to its learning rate: a schedule of Optax is one."""
 
 Tensors = Mapping[str, jax.Array]
 Slots = dict[str, jax.Array]
@@ -34,8 +53,19 @@ class State(NamedTuple):
     slots: dict[str, Slots]
 
 
+class GradientTransformation(NamedTuple):
+    """An optimizer as a pair of pure functions, to be chained with those of Optax as one of them.
+
+    init    from parameters to the state before the first update
+    update  from gradients, state and parameters to what is to be added to these, and the state
+    """
+
+    init: Callable[[Tensors], State]
+    update: Callable[..., tuple[dict[str, jax.Array], State]]
+
+
 def learning_rate(step: jax.Array | int) -> jax.Array:
-    """Return the rate of an update, an Optax schedule: 1 / sqrt(max(step, 10000)), without a ramp.
+    """Return the rate of an update of pre-training: 1 / sqrt(max(step, 10000)), without a ramp.
 
     Errors: RejectedError OPT-12 on a step below 0. Spec: OPT-01.
     Source: t5x utils.py::create_learning_rate_scheduler, contrib/moe pretrain.gin.
@@ -44,124 +74,168 @@ def learning_rate(step: jax.Array | int) -> jax.Array:
     return jnp.maximum(1 / jnp.sqrt(jnp.maximum(step, WARMUP).astype(jnp.float32)), 1e-8)
 
 
+def fine_tuning_rate(step: jax.Array | int) -> jax.Array:
+    """Return the rate of an update of fine-tuning: 1e-3, without a ramp.
+
+    The configuration sets 1000 steps of warm-up too, but names no factor that reads them.
+    Errors: RejectedError OPT-12 on a step below 0.
+    Source: t5x utils.py::create_learning_rate_scheduler, contrib/moe finetune.gin.
+    """
+    return _Constant(1e-3)(step)
+
+
+def constant_rate(value: float) -> Rate:
+    """Return the schedule of one rate for all updates; equal rates are equal static arguments.
+
+    Errors: RejectedError OPT-12 on anything but a finite number above 0.
+    """
+    require_factor("value", value, "OPT-12")
+    return _Constant(float(value))
+
+
+@dataclass(frozen=True)
+class _Constant:
+    value: float
+
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        require_step(step)
+        return jnp.float32(self.value)
+
+
 def require_step(step: jax.Array | int) -> None:
     """Refuse anything but a whole number of at least 0, where the value is known. Spec: OPT-12."""
     array = step if isinstance(step, jax.Array) else np.asarray(step)
     require_integers("step", array, "OPT-12", least=0, most=np.iinfo(np.int32).max)
 
 
-def adafactor(
-    axes: Mapping[str, tuple[str, ...]], rate: optax.Schedule = learning_rate
-) -> optax.GradientTransformation:
+def adafactor(axes: Mapping[str, Axes], rate: Rate = learning_rate) -> GradientTransformation:
     """Return the optimizer of a flat mapping of tensors, whose logical axes `axes` names.
 
-    Its state is a `State`; its updates are to be added, as Optax's are.
+    Leading axes `block` and `expert` hold tensors that are updated each by itself; an axis of None
+    is one with the next. Its state is a `State`; its updates are to be added, as Optax's are.
     Errors: RejectedError OPT-12 on axes that do not name a tensor, a rank above 2 without experts,
     shapes that do not match, and outside a trace gradients that are not finite.
     Spec: OPT-02..OPT-09. Source: t5x adafactor.py::Adafactor, contrib/moe/adafactor_utils.py.
     """
 
     def init(parameters: Tensors) -> State:
-        _require_axes(parameters, axes)
-        slots = {name: _initial(value.shape, axes[name]) for name, value in parameters.items()}
+        slots = {}
+        for name, value in parameters.items():
+            shapes = _factoring(name, value.shape, axes).by_slot(value.shape, 1)
+            slots[name] = {slot: jnp.zeros(shape, jnp.float32) for slot, shape in shapes.items()}
         return State(jnp.zeros((), jnp.int32), slots)
 
     def update(
         gradients: Tensors, state: State, parameters: Tensors | None = None
-    ) -> tuple[Tensors, State]:
+    ) -> tuple[dict[str, jax.Array], State]:
         if parameters is None:
             raise RejectedError("parameters", "OPT-12", "must be given: they scale the update")
-        _require_axes(parameters, axes)
         require_step(state.step)
         factor = -rate(state.step)
         changes, slots = {}, {}
         for name, parameter in parameters.items():
+            how = _factoring(name, parameter.shape, axes)
             gradient = gradients[name]
             require_floats(f"gradients[{name!r}]", gradient, "OPT-12")
             if gradient.shape != parameter.shape:
                 wanted = f"must have shape {parameter.shape}, got {gradient.shape}"
                 raise RejectedError(f"gradients[{name!r}]", "OPT-12", wanted)
-            change, slots[name] = _update(
-                gradient, state.slots[name], parameter, step=state.step, axes=axes[name]
-            )
+            change, slots[name] = _update(gradient, state.slots[name], parameter, state.step, how)
             changes[name] = factor * change
-        return changes, State(optax.safe_increment(state.step), slots)
+        return changes, State(state.step + 1, slots)
 
-    return optax.GradientTransformation(init, update)
-
-
-def _require_axes(parameters: Tensors, axes: Mapping[str, tuple[str, ...]]) -> None:
-    for name, value in parameters.items():
-        place, named = f"axes[{name!r}]", axes.get(name)
-        if named is None or len(named) != value.ndim:
-            raise RejectedError(place, "OPT-12", f"must name {value.ndim} axes, got {named}")
-        if "expert" in named:
-            if named[0] != "expert" or sorted(named[1:]) != ["expert_mlp", "mlp_embed"]:
-                raise RejectedError(place, "OPT-12", f"no rule for the experts' axes {named}")
-        elif value.ndim > 2:
-            raise RejectedError(place, "OPT-12", f"no rule for rank {value.ndim}: {named}")
+    return GradientTransformation(init, update)
 
 
-_MATRIX = optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_DIM_TO_FACTOR)
-_EXPERT = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
-_SIZES = optax.chain(optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(1e-3))
+def slot_axes(
+    parameters: Mapping[str, Any], axes: Mapping[str, Axes]
+) -> dict[str, dict[str, Axes]]:
+    """Return the logical axes of every moment of tensors of these shapes, by names and SLOTS.
+
+    Errors: RejectedError OPT-12 as `adafactor`. Spec: OPT-02..OPT-04.
+    """
+    return {
+        name: _factoring(name, value.shape, axes).by_slot(axes[name], None)
+        for name, value in parameters.items()
+    }
 
 
-def _initial(shape: tuple[int, ...], axes: tuple[str, ...]) -> Slots:
-    """Return one tensor's moments before the first update. Spec: OPT-02, OPT-03, OPT-04."""
-    moments, row, column = _moments(shape, axes)
-    experts, inner = (shape[:1], shape[1:]) if "expert" in axes else ((), shape)
-    one = jax.ShapeDtypeStruct(inner, jnp.float32)  # type: ignore[no-untyped-call]
-    begun = jax.eval_shape(moments.init, one)
-    shapes = {row: experts + begun.v_row.shape, column: experts + begun.v_col.shape}
-    shapes |= {"v": begun.v.shape, "m": (1,)}
-    return {name: jnp.zeros(shapes[name], jnp.float32) for name in SLOTS}
+_APART = ("block", "expert")
+"""Leading axes of which every entry is a tensor of its own."""
+
+
+class _Factoring(NamedTuple):
+    """How the moments of a tensor are kept, by the numbers of its axes.
+
+    blocks, apart  how many leading axes are blocks, and how many hold tensors of their own
+    averaged       the slots in use, and over which axes each is the mean of g^2: v over none,
+                   v_row over those of columns and v_col over those of rows
+    """
+
+    blocks: int
+    apart: int
+    averaged: dict[str, tuple[int, ...]]
+
+    def by_slot(self, told: Sequence[Any], unused: Any) -> dict[str, tuple[Any, ...]]:
+        """Return what is told of each axis of a tensor for each axis of its slots."""
+        found = dict.fromkeys(SLOTS, (*told[: self.blocks], unused))
+        for slot, over in self.averaged.items():
+            found[slot] = tuple(one for i, one in enumerate(told) if i not in over)
+        return found
+
+
+def _factoring(name: str, shape: tuple[int, ...], axes: Mapping[str, Axes]) -> _Factoring:
+    """Return how a tensor's moments are kept, or refuse its axes. Spec: OPT-02, OPT-03, OPT-12."""
+    place, named = f"axes[{name!r}]", axes.get(name)
+    if named is None or len(named) != len(shape):
+        raise RejectedError(place, "OPT-12", f"must name {len(shape)} axes, got {named}")
+    apart = tuple(axis for axis in _APART if axis in named)
+    groups = _joined(named, len(apart))
+    names = [str(named[group[-1]]) for group in groups]
+    sizes = [math.prod(shape[i] for i in group) for group in groups]
+    experts = "expert" in apart
+    fits = sorted(names) == ["expert_mlp", "mlp_embed"] if experts else len(groups) <= 2
+    if named[: len(apart)] != apart or named[-1:] == (None,) or not fits:
+        raise RejectedError(place, "OPT-12", f"no rule for a tensor of axes {named}")
+    averaged: dict[str, tuple[int, ...]] = {"v": ()}
+    if experts or (len(groups) == 2 and min(sizes) >= MIN_DIM_TO_FACTOR):
+        row = names.index("mlp_embed") if experts else int(sizes[1] < sizes[0])
+        averaged = {"v_row": groups[1 - row], "v_col": groups[row]}
+    return _Factoring(apart.count("block"), len(apart), averaged)
+
+
+def _joined(named: Axes, start: int) -> list[tuple[int, ...]]:
+    """Return the numbers of the axes from `start` on; those without a name stand with the next."""
+    ends = [i for i in range(start, len(named)) if named[i] is not None or i == len(named) - 1]
+    starts = [start, *(end + 1 for end in ends)]
+    return [tuple(range(first, end + 1)) for first, end in zip(starts, ends, strict=False)]
 
 
 def _update(
-    gradient: jax.Array,
-    slots: Slots,
-    parameter: jax.Array,
-    *,
-    step: jax.Array,
-    axes: tuple[str, ...],
+    gradient: jax.Array, slots: Slots, parameter: jax.Array, step: jax.Array, how: _Factoring
 ) -> tuple[jax.Array, Slots]:
     """Return what rate times is taken from one tensor, and its moments. Spec: OPT-05..OPT-08."""
-    moments, row, column = _moments(parameter.shape, axes)
-
-    def one(
-        g: jax.Array, of_rows: jax.Array, of_columns: jax.Array, v: jax.Array, p: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        before = optax.FactoredState(step, of_rows, of_columns, v)
-        direction, after = moments.update(g, before, p)
-        if row == "v_col":  # Optax took the mean of its own rows, the training code of v_row
-            direction *= jnp.sqrt(after.v_col.mean() / after.v_row.mean())
-        change, _ = _SIZES.update(direction, _SIZES.init(p), p)
-        return change, after.v_row, after.v_col, after.v
-
-    if "expert" in axes:  # all of it is one expert's own
-        one = jax.vmap(one, in_axes=(0, 0, 0, None, 0), out_axes=(0, 0, 0, None))
-    change, *found = one(
-        gradient.astype(jnp.float32),
-        slots[row],
-        slots[column],
-        slots["v"],
-        parameter.astype(jnp.float32),
-    )
-    return change, slots | dict(zip((row, column, "v"), found, strict=True))
+    g, p = gradient.astype(jnp.float32), parameter.astype(jnp.float32)
+    inner = tuple(range(how.apart, g.ndim))
+    old = 1 - (step.astype(jnp.float32) + 1) ** -DECAY_EXPONENT  # 0 in the first update
+    new = 1 - old
+    square = g * g + GRADIENT_FLOOR
+    found = {
+        slot: old * slots[slot] + new * square.mean(axis=over)
+        for slot, over in how.averaged.items()
+    }
+    u = g
+    for slot, over in how.averaged.items():
+        v = jnp.expand_dims(found[slot], over)
+        if slot == "v_row":  # relative to the mean of its own axes, over which v_col is a mean
+            v /= v.mean(axis=how.averaged["v_col"], keepdims=True)
+        u *= lax.rsqrt(v)
+    u /= jnp.maximum(1, _root_mean_square(u, inner))
+    return jnp.maximum(_root_mean_square(p, inner), PARAMETER_FLOOR) * u, slots | found
 
 
-def _moments(
-    shape: tuple[int, ...], axes: tuple[str, ...]
-) -> tuple[optax.GradientTransformation, str, str]:
-    """Return how a tensor's moments are kept, and what Optax's v_row and v_col are called here.
-
-    Optax has its rows along the smaller axis, the first when equal; experts have theirs by name.
-    """
-    if "expert" not in axes:
-        return _MATRIX, "v_row", "v_col"
-    of_rows = axes[1 + int(np.argsort(shape[1:], kind="stable")[0])]
-    return _EXPERT, *(("v_row", "v_col") if of_rows == "mlp_embed" else ("v_col", "v_row"))
+def _root_mean_square(values: jax.Array, over: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt((values * values).mean(axis=over, keepdims=True))
 
 
 def scaled_gradients(gradients: Tensors, *, num_expert_partitions: int) -> dict[str, jax.Array]:

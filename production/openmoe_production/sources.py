@@ -202,22 +202,26 @@ class Joined:
         return self._parts[part][number - self._firsts[part]]
 
 
-def open_documents(paths: Sequence[Path], *, field: str = "text") -> Documents:
+def open_documents(paths: Sequence[Path], *, field: str | None = "text") -> Documents:
     """Return the documents of files and folders, whose kind their names say.
 
     `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, everything else one text a file;
-    `field` is the field or the column of the text. Names that begin with a dot are passed over in folders.
+    `field` is the field or the column of the text; None takes records whole, which only JSON lines
+    have. Names that begin with a dot are passed over in folders.
     Errors: SourceError, EmptyError when there is no document that is not empty; OSError.
     """
     parts: list[Documents] = []
-    for kind, files in groupby(_files(paths), key=_kind):
+    for kind, grouped in groupby(_files(paths), key=_kind):
+        files = list(grouped)
+        if field is None and kind != "json":
+            raise SourceError(f"{files[0]}: holds no records of fields; give JSON lines")
         match kind:
             case "json":
                 parts += [JsonLines(path, field=field) for path in files]
             case "parquet":
-                parts += [Parquet(path, column=field) for path in files]
+                parts += [Parquet(path, column=field or "text") for path in files]
             case _:
-                parts.append(TextFiles(list(files)))
+                parts.append(TextFiles(files))
     found = parts[0] if len(parts) == 1 else Joined(parts)
     if not found.sizes.any():
         why = "no document that is not empty" if parts else "holds no file"

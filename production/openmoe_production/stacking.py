@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,15 +47,81 @@ def unstack(parameters: Mapping[str, Any], configuration: Configuration) -> dict
     return found
 
 
-def shapes(configuration: Configuration, *, stacked: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor by its name in a layout."""
+_GATE = "/wi_0/kernel"
+
+
+def split_gates(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with each doubled weight [..., 2F] as [..., 2, F]: the same numbers.
+
+    A part of F then has parts of both halves, whose products meet.
+    """
+    return {
+        name: value.reshape(*value.shape[:-1], 2, -1) if name.endswith(_GATE) else value
+        for name, value in parameters.items()
+    }
+
+
+def join_gates(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with each doubled weight [..., 2, F] as [..., 2F]."""
+    return {
+        name: value.reshape(*value.shape[:-2], -1) if name.endswith(_GATE) else value
+        for name, value in parameters.items()
+    }
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model's tensors are held: layers that repeat together, gates in halves."""
+
+    stacked: bool = False
+    split: bool = False
+
+
+FLAT = Form()
+"""The tensors as they are named and shaped in checkpoints."""
+
+
+def form(parameters: Mapping[str, Any]) -> Form:
+    """Return how the tensors of a mapping are held, by its names and ranks."""
+    stacked = is_stacked(parameters)
+    gates = [name for name in parameters if name.endswith(_GATE)]
+    ranks = {name: 2 + ("/expert/" in name) + bool(_REPEATED.fullmatch(name)) for name in gates}
+    split = all(getattr(parameters[name], "ndim", 0) > rank for name, rank in ranks.items())
+    return Form(stacked, split and bool(gates))
+
+
+class Held(NamedTuple):
+    """One tensor as a form has it: its shape, and a logical name of each axis (None: it has none)."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+
+def held(configuration: Configuration, form: Form = FLAT) -> dict[str, Held]:
+    """Return every tensor by its name in a form, with the shape and logical axes it has there.
+
+    Blocks are an axis `block`.
+    """
     found = {}
     for one in tree(configuration):
-        place = _place(one.name, configuration) if stacked else None
-        if place is None:
-            found[one.name] = one.shape
-        else:
-            found[place[0]] = (configuration.num_moe_layers - 1, *one.shape)
+        name, shape = one.name, one.shape
+        axes: tuple[str | None, ...] = one.axes
+        if form.split and name.endswith(_GATE):
+            shape, axes = (*shape[:-1], 2, shape[-1] // 2), (*axes[:-1], None, axes[-1])
+        place = _place(one.name, configuration) if form.stacked else None
+        if place is not None:
+            name = place[0]
+            shape, axes = (configuration.num_moe_layers - 1, *shape), ("block", *axes)
+        found[name] = Held(shape, axes)
+    return found
+
+
+def axes_of_layers(configuration: Configuration, form: Form) -> dict[str, tuple[str | None, ...]]:
+    """Return the logical axes of a layer's tensors, by names without the layer's and without blocks."""
+    found = {}
+    for name, one in held(configuration, form).items():
+        if match := _LAYER.fullmatch(name) or _REPEATED.fullmatch(name):
+            found[match[2]] = tuple(axis for axis in one.axes if axis != "block")
     return found
 
 

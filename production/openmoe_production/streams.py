@@ -39,6 +39,7 @@ class Settings:
     mode            ul2, full_lm or sft
     inputs_length   of ul2 and sft alone
     prompts         ids of each objective's mode, of ul2 alone
+    objectives      of ul2 those that are fed; a single one takes every group
     repeat          begin anew with the groups of a stream that has ended, for ever (DATA-14)
     shuffle         take the documents of each pass in an order of its own
     shuffle_buffer  examples among which the next one is drawn; 0: they come as they are drawn
@@ -50,6 +51,7 @@ class Settings:
     targets_length: int
     vocabulary_size: int
     prompts: tuple[ndarray, ...] = ()
+    objectives: tuple[int, ...] = tuple(range(len(OBJECTIVES)))
     repeat: bool = True
     shuffle: bool = True
     shuffle_buffer: int = 0
@@ -212,8 +214,14 @@ def streams_of(
     num_groups = -(-len(own) // GROUP_OF_DOCUMENTS)
     kinds: list[tuple[int, float, Sequence[int]]] = [(0, 1.0, range(num_groups))]
     if settings.mode == "ul2":
+        alone = len(settings.objectives) == 1
         kinds = [
-            (i, one.rate, parts.objective_groups(num_groups, i)) for i, one in enumerate(OBJECTIVES)
+            (
+                i,
+                OBJECTIVES[i].rate,
+                range(num_groups) if alone else parts.objective_groups(num_groups, i),
+            )
+            for i in settings.objectives
         ]
     fed = [kind for kind in kinds if len(kind[2])]
     return [

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
 from jax import lax
 
-from openmoe_production import cross_entropy, model, optimizer
+from openmoe_production import batches, model, optimizer, stacking
 from openmoe_production.arguments import require_count
-from openmoe_production.batches import require_batch
+from openmoe_production.collectives import ALONE, Shard, zeros_like
+from openmoe_production.sharding import Layout
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
-from openmoe_spec.parameters import parameters as tree
 
 Tree = Mapping[str, Any]
 
@@ -23,13 +24,11 @@ Tree = Mapping[str, Any]
 class Accumulated(NamedTuple):
     """What the microbatches of one batch gave.
 
-    losses     by the names of `records.LOSSES`
-    metrics    by sparse layer and the names of `records.METRICS`: means over the microbatches
+    shown      losses added up, metrics averaged, loads added up over the microbatches
     gradients  float32, by tensor
     """
 
-    losses: dict[str, jax.Array]
-    metrics: dict[int, dict[str, jax.Array]]
+    shown: model.Shown
     gradients: dict[str, jax.Array]
 
 
@@ -40,41 +39,67 @@ def accumulated(
     *,
     num_microbatches: int = 1,
     averaged: bool = False,
-    training: bool = True,
+    layout: Layout | None = None,
     **options: Any,
 ) -> Accumulated:
     """Return losses and gradients ADDED UP over contiguous slices of the rows, as trained.
 
     Groups, capacity and divisors are those of a slice, so splitting changes the result; `averaged`
-    divides the sums by the number of slices. Other options are those of `model.run`.
-    Errors: RejectedError OPT-12 when the microbatches do not divide the rows, MODEL-09, MODEL-10.
-    Spec: OPT-11. Source: t5x trainer.py::accumulate_grads_microbatched.
+    divides the sums by the number of slices. On a mesh each device has its share of every slice.
+    Other options are those of `model.hidden`.
+    Errors: RejectedError OPT-12 when the microbatches do not divide the rows, MODEL-09, MODEL-10,
+    MESH-06.
+    Spec: OPT-11, MESH-05, MESH-07. Source: t5x trainer.py::accumulate_grads_microbatched.
     """
-    require_batch(batch, configuration)
+    batches.require_parameters(parameters, configuration)
+    batches.require_batch(batch, configuration)
     require_microbatches(batch, num_microbatches)
     slices = {
         name: jnp.asarray(value).reshape(num_microbatches, -1, value.shape[1])
         for name, value in batch.items()
     }
+    share: Any = partial(share_of_accumulated, configuration=configuration, **options)
+    if layout is None:
+        total = share(dict(parameters), slices)
+    else:
+        rows = len(batch["decoder_input_tokens"]) // num_microbatches
+        tensors, _ = layout.of_step(parameters, configuration, rows=rows)
+        given = (tensors, layout.spec(None, "batch"))
+        found = Accumulated(layout.spec(), tensors)  # type: ignore[arg-type]
+        total = layout.spread(share, given, found)(dict(parameters), slices)
+    mean = jax.tree.map(lambda value: value / num_microbatches, total)
+    shown = total.shown._replace(metrics=mean.shown.metrics)
+    if averaged:
+        return Accumulated(shown._replace(losses=mean.shown.losses), mean.gradients)
+    return Accumulated(shown, total.gradients)
 
-    def of_slice(part: Tree) -> Accumulated:
-        def loss(values: Tree) -> tuple[jax.Array, Any]:
-            result = model.forward(values, part, configuration, training=training, **options)
-            parts = cross_entropy.total_loss(result.logits, part, result.metrics, configuration)
-            return parts["total"], (parts, result.metrics)
 
-        (_, shown), gradients = jax.value_and_grad(loss, has_aux=True)(dict(parameters))
-        losses, metrics = shown
-        return Accumulated(losses, metrics, gradients)
+def share_of_accumulated(
+    parameters: Tree, slices: Tree, *, shard: Shard = ALONE, training: bool = True, **options: Any
+) -> Accumulated:
+    """Return the sums over slices [m, B / m, L] of all rows, of which each holds a share.
+
+    Gradients are added up over the slices first, and over the shares once.
+    """
+    own = shard.varying("batch", parameters)
 
     def add(total: Accumulated, part: Tree) -> tuple[Accumulated, None]:
-        return jax.tree.map(jnp.add, total, of_slice(part)), None
+        def loss(values: Tree) -> tuple[jax.Array, model.Shown]:
+            return model.share_of_loss(values, part, training=training, shard=shard, **options)
 
-    shapes = jax.eval_shape(of_slice, jax.tree.map(lambda value: value[0], slices))
+        (_, shown), gradients = jax.value_and_grad(loss, has_aux=True)(own)
+        return jax.tree.map(jnp.add, total, Accumulated(shown, gradients)), None
+
+    first = jax.tree.map(lambda value: value[0], slices)
+    shapes = jax.eval_shape(
+        lambda values: model.share_of_loss(
+            values, first, training=training, shard=shard, **options
+        )[1],
+        own,
+    )
     zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-    total, _ = lax.scan(add, zeros, slices)
-    mean = jax.tree.map(lambda value: value / num_microbatches, total)
-    return mean if averaged else total._replace(metrics=mean.metrics)
+    total, _ = lax.scan(add, Accumulated(zeros, zeros_like(own)), slices)
+    return total._replace(gradients=shard.sum_like("batch", total.gradients, parameters))
 
 
 def require_microbatches(batch: Tree, num_microbatches: int) -> None:
@@ -87,19 +112,46 @@ def require_microbatches(batch: Tree, num_microbatches: int) -> None:
 
 
 def adafactor(
-    configuration: Configuration, rate: optax.Schedule = optimizer.learning_rate
-) -> optax.GradientTransformation:
-    """Return the optimizer of a model's tensors. Spec: OPT-01..OPT-09."""
-    return optimizer.adafactor({one.name: one.axes for one in tree(configuration)}, rate)
+    configuration: Configuration,
+    rate: optimizer.Rate = optimizer.learning_rate,
+    *,
+    form: stacking.Form = stacking.FLAT,
+) -> optimizer.GradientTransformation:
+    """Return the optimizer of a model's tensors in a form. Spec: OPT-01..OPT-09."""
+    held = stacking.held(configuration, form)
+    return optimizer.adafactor({name: one.axes for name, one in held.items()}, rate)
+
+
+PARTS: Mapping[str, str] = {
+    "embedding": r"token_embedder/.*",
+    "attention": r".*/self_attention/.*",
+    "router": r".*/router/.*",
+    "experts": r".*/expert/.*",
+    "feed_forward": r".*/(mlp|extra_mlp)/w.*",
+    "norms": r".*/scale",
+    "output": r"decoder/logits_dense/.*",
+}
+"""The parts of a model whose gradients are measured, by patterns of their tensors' names."""
+
+
+def gradient_norms(gradients: Tree) -> dict[str, jax.Array]:
+    """Return the root of the sum of squares of all gradients, `all`, and of those of each part."""
+    squares = {
+        name: jnp.sum(jnp.square(value.astype(jnp.float32))) for name, value in gradients.items()
+    }
+    found = {"all": list(squares.values())}
+    for part, pattern in PARTS.items():
+        found[part] = [value for name, value in squares.items() if re.fullmatch(pattern, name)]
+    return {part: jnp.sqrt(sum(values, start=jnp.float32(0))) for part, values in found.items()}
 
 
 class Trained(NamedTuple):
-    """What a step of training leaves; losses and metrics are those before the update."""
+    """What a step of training leaves; `shown` and norms of gradients are those before the update."""
 
     parameters: dict[str, jax.Array]
     state: optimizer.State
-    losses: dict[str, jax.Array]
-    metrics: dict[int, dict[str, jax.Array]]
+    shown: model.Shown
+    gradient_norms: dict[str, jax.Array]
 
 
 def train_step(
@@ -108,29 +160,22 @@ def train_step(
     batch: Tree,
     configuration: Configuration,
     *,
-    num_microbatches: int = 1,
-    averaged: bool = False,
     num_expert_partitions: int = 1,
-    rate: optax.Schedule = optimizer.learning_rate,
+    rate: optimizer.Rate = optimizer.learning_rate,
     **options: Any,
 ) -> Trained:
     """Return parameters and state after one update; `state` begins as `adafactor(...).init` has it.
 
     Pure, so to be jitted with everything behind the batch static, and with parameters and state
-    donated. Options are those of `accumulated`.
-    Errors: RejectedError OPT-12, MODEL-09, MODEL-10.
-    Spec: OPT-01..OPT-11. Source: t5x trainer.py, contrib/moe/trainer.py::MoeTrainer.
+    donated. Options are those of `accumulated`. On a mesh each device updates its parts of tensors.
+    Errors: RejectedError OPT-12, MODEL-09, MODEL-10, MESH-06.
+    Spec: OPT-01..OPT-11, MESH-05, MESH-07. Source: t5x trainer.py, contrib/moe/trainer.py::MoeTrainer.
     """
-    found = accumulated(
-        parameters,
-        batch,
-        configuration,
-        num_microbatches=num_microbatches,
-        averaged=averaged,
-        **options,
-    )
+    found = accumulated(parameters, batch, configuration, **options)
     gradients = optimizer.scaled_gradients(
         found.gradients, num_expert_partitions=num_expert_partitions
     )
-    changes, state = adafactor(configuration, rate).update(gradients, state, parameters)
-    return Trained(optax.apply_updates(parameters, changes), state, found.losses, found.metrics)
+    rule = adafactor(configuration, rate, form=stacking.form(parameters))
+    changes, state = rule.update(gradients, state, parameters)
+    changed = {name: value + changes[name] for name, value in parameters.items()}
+    return Trained(changed, state, found.shown, gradient_norms(found.gradients))

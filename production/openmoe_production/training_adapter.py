@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openmoe_production import batches, decoding, initialisation, optimizer, sampling
+from openmoe_production import (
+    batches,
+    decoding,
+    initialisation,
+    mesh_adapter,
+    optimizer,
+    sampling,
+)
 from openmoe_production.arguments import (
     require_count,
     require_factor,
@@ -17,8 +24,10 @@ from openmoe_production.arguments import (
     require_shape,
 )
 from openmoe_production.calling import as_numpy, call
+from openmoe_production.mesh_adapter import Mesh, MeshAdapter, held
 from openmoe_production.model_adapter import of_model
-from openmoe_production.training import accumulated, require_microbatches, train_step
+from openmoe_production.sharding import Layout
+from openmoe_production.training import require_microbatches
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 
@@ -26,7 +35,7 @@ Tree = Mapping[str, Any]
 Fields = Mapping[str, Any]
 
 
-class TrainingAdapter:
+class TrainingAdapter(MeshAdapter):
     """Functions of training and decoding in the dialect `t5x`."""
 
     # ---- training --------------------------------------------------------------------------
@@ -38,7 +47,7 @@ class TrainingAdapter:
 
     def optimizer_state(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, Any]:
         """Return the moments of one tensor before the first update, by the names of SLOTS."""
-        one = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
+        one: Any = jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
         return as_numpy(optimizer.adafactor({"": tuple(axes)}).init({"": one}).slots[""])
 
     def adafactor(
@@ -78,22 +87,24 @@ class TrainingAdapter:
         configuration: Fields,
         num_microbatches: int,
         training: bool = True,
+        mesh: Mesh | None = None,
     ) -> dict[str, Any]:
         """Return `loss`, by parts, and `gradients`, added up over microbatches."""
         c = Configuration(**configuration)
         batches.require_batch(batch, c)
         require_microbatches(batch, num_microbatches)
         found = of_model(
-            accumulated,
+            mesh_adapter.accumulated,
             parameters,
             c,
             {"batch": dict(batch)},
             num_microbatches=num_microbatches,
             training=training,
+            **self.on(mesh, mesh_adapter.of_slices(c, batch, num_microbatches)),
         )
         for name, gradient in found.gradients.items():
             require_floats(f"gradients[{name!r}]", gradient, "OPT-12")
-        return {"loss": _numbers(found.losses), "gradients": as_numpy(found.gradients)}
+        return {"loss": _numbers(found.shown.losses), "gradients": as_numpy(found.gradients)}
 
     def train_step(
         self,
@@ -105,6 +116,7 @@ class TrainingAdapter:
         step: int,
         num_microbatches: int = 1,
         num_expert_partitions: int = 1,
+        mesh: Mesh | None = None,
     ) -> dict[str, Any]:
         """Return `loss`, by parts, and the updated `parameters` and `state`."""
         c = Configuration(**configuration)
@@ -114,18 +126,19 @@ class TrainingAdapter:
         require_count("num_expert_partitions", num_expert_partitions, "OPT-12")
         slots = {name: dict(moments) for name, moments in state.items()}
         found = of_model(
-            train_step,
+            mesh_adapter.train_step,
             parameters,
             c,
             {"state": optimizer.State(jnp.int32(step), slots), "batch": dict(batch)},
             num_microbatches=num_microbatches,
             num_expert_partitions=num_expert_partitions,
+            **self.on(mesh, mesh_adapter.of_slices(c, batch, num_microbatches)),
         )
         for name, moments in found.state.slots.items():
             for moment in moments.values():  # as finite as the gradients were
                 require_floats(f"gradients[{name!r}]", moment, "OPT-12")
         return {
-            "loss": _numbers(found.losses),
+            "loss": _numbers(found.shown.losses),
             "parameters": as_numpy(found.parameters),
             "state": as_numpy(found.state.slots),
         }
@@ -147,12 +160,13 @@ class TrainingAdapter:
         dtype: str = "float32",
         expert_dtype: str | None = None,
         num_expert_replicas: int = 1,
+        mesh: Mesh | None = None,
     ) -> dict[str, Any]:
         """Return `logits` [B, S, V] of steps on the batch's own tokens, and the caches around them."""
         c = Configuration(**configuration)
         decoding.require_steps(batch, c, steps)
         logits, first, last = of_model(
-            decoding.forced_steps,
+            _forced_steps,
             parameters,
             c,
             {"batch": dict(batch)},
@@ -160,6 +174,7 @@ class TrainingAdapter:
             dtype=dtype,
             expert_dtype=expert_dtype,
             num_expert_replicas=num_expert_replicas,
+            **self.on(mesh, mesh_adapter.of_steps(c, batch, num_expert_replicas)),
         )
         return {"logits": np.asarray(logits), "prefill": as_numpy(first), "cache": as_numpy(last)}
 
@@ -176,6 +191,7 @@ class TrainingAdapter:
         dtype: str = "float32",
         expert_dtype: str | None = None,
         num_expert_replicas: int = 1,
+        mesh: Mesh | None = None,
     ) -> np.ndarray:
         """Return new ids [B, L]; step s adds noise[:, s] of noise [B, S, V]."""
         c = Configuration(**configuration)
@@ -196,6 +212,7 @@ class TrainingAdapter:
                 dtype=dtype,
                 expert_dtype=expert_dtype,
                 num_expert_replicas=num_expert_replicas,
+                **self.on(mesh, mesh_adapter.of_steps(c, batch, num_expert_replicas)),
             )
         )
         sampling.require_tokens(found)
@@ -233,6 +250,10 @@ def _adafactor(
     return {"parameter": parameter + changes[""], "state": after.slots[""]}
 
 
+def _forced_steps(parameters: Any, *, layout: Layout | None = None, **options: Any) -> Any:
+    return decoding.forced_steps(held(parameters, layout), layout=layout, **options)
+
+
 def _generate(
     parameters: Any,
     batch: Any,
@@ -242,6 +263,7 @@ def _generate(
     configuration: Configuration,
     top_k: int,
     top_p: float,
+    layout: Layout | None = None,
     **options: Any,
 ) -> jax.Array:
     def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
@@ -253,7 +275,8 @@ def _generate(
             top_p=top_p,
         )
 
-    return decoding.generate(parameters, batch, configuration, choose, **options)
+    tensors = held(parameters, layout)
+    return decoding.generate(tensors, batch, configuration, choose, layout=layout, **options)
 
 
 def _require_noise(noise: Any, batch: Tree, configuration: Configuration) -> None:

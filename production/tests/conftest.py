@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)  # before anything is computed: meshes have eight
 
 
 @pytest.fixture

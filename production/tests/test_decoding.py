@@ -271,7 +271,11 @@ REFUSED = {
     ),
     "a negative temperature": (lambda: generate(temperature=-1.0), "temperature", "DEC-10"),
     "a draw without noise": (lambda: generate(temperature=1.0), "noise", "DEC-10"),
-    "a token outside the vocabulary": (lambda: step((2, 29)), "tokens", "DEC-09"),
+    "a token outside the vocabulary": (
+        lambda: step((2, model_cases.VOCABULARY)),
+        "tokens",
+        "DEC-09",
+    ),
     "a token below 0": (lambda: step((2, -1)), "tokens", "DEC-09"),
     "tokens of other rows": (lambda: step((2, 3, 4)), "tokens", "DEC-09"),
     "tokens that are no integers": (lambda: step((2.0, 3.0)), "tokens", "DEC-09"),

@@ -89,9 +89,10 @@ BLOCKS = {"blocks": 3, "interval": 2}
 def test_parameters_are_stacked_and_unstacked_again():
     configuration, parameters, _ = built(**BLOCKS)
     stacked = model.stack(parameters, configuration)
-    assert {name: value.shape for name, value in stacked.items()} == stacking.shapes(
-        configuration, stacked=True
-    )
+    assert {name: value.shape for name, value in stacked.items()} == {
+        name: one.shape
+        for name, one in stacking.held(configuration, stacking.Form(stacked=True)).items()
+    }
     assert stacked["decoder/blocks/layers_1/mlp/expert/wo/kernel"].shape[0] == 2
     back = model.unstack(stacked, configuration)
     assert back.keys() == parameters.keys()
@@ -361,7 +362,7 @@ CASES = {
         "MODEL-10",
     ),
     "an unknown id": (
-        lambda: forward(decoder_input_tokens=IDS.at[0, 3].set(29)),
+        lambda: forward(decoder_input_tokens=IDS.at[0, 3].set(model_cases.VOCABULARY)),
         "decoder_input_tokens",
         "MODEL-10",
     ),

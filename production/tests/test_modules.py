@@ -40,9 +40,10 @@ def test_a_module_holds_the_tensors_by_their_names(stacked):
 
 def test_a_new_module_is_drawn_from_its_stream():
     held = OpenMoE(CONFIGURATION, rngs=nnx.Rngs(params=7), stacked=True).parameters()
-    assert {name: value.shape for name, value in held.items()} == stacking.shapes(
-        CONFIGURATION, stacked=True
-    )
+    assert {name: value.shape for name, value in held.items()} == {
+        name: one.shape
+        for name, one in stacking.held(CONFIGURATION, stacking.Form(stacked=True)).items()
+    }
     drawn = initialise(CONFIGURATION, nnx.Rngs(params=7).params())
     flat = model.unstack(held, CONFIGURATION)
     assert all(np.array_equal(flat[name], drawn[name]) for name in drawn)

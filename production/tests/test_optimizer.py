@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +15,8 @@ import pytest
 
 from openmoe_conformance import model_cases
 from openmoe_conformance.reference_adapter import ReferenceAdapter
-from openmoe_production import initialisation, optimizer, training
-from openmoe_production.calling import call
+from openmoe_production import initialisation, optimizer, sharding, training
+from openmoe_production.calling import call, options
 from openmoe_production.training_adapter import TrainingAdapter
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -160,6 +165,235 @@ def test_gradients_of_experts_alone_are_scaled():
     assert [float(value[0]) for value in scaled.values()] == [16, 1]
 
 
+# ---- gates in halves, blocks, tensors over devices ----------------------------------------------
+
+GATE = ("mlp_embed", None, "mlp")
+GATES = ("expert", "mlp_embed", None, "expert_mlp")
+SPLIT = {
+    "gate": ((128, 2, 72), GATE),
+    "gate whose halves are narrow": ((160, 2, 72), GATE),
+    "gate that is deeper than wide": ((300, 2, 64), GATE),
+    "square gate": ((128, 2, 64), GATE),
+    "small gate": ((100, 2, 64), GATE),
+    "gate with one short axis": ((300, 2, 60), GATE),
+    "gates of experts": ((4, 24, 2, 16), GATES),
+    "gates of narrow experts": ((4, 40, 2, 8), GATES),
+    "down": ((144, 132), ("mlp", "mlp_embed")),
+    "small down": ((16, 24), ("mlp", "mlp_embed")),
+    "down of experts": ((4, 16, 24), ("expert", "expert_mlp", "mlp_embed")),
+    "norm": ((24,), ("embed",)),
+}
+SPLIT_AXES = {name: axes for name, (_, axes) in SPLIT.items()}
+
+
+BLOCKS = ("gate", "small gate", "gates of experts", "down of experts", "norm")
+
+
+def split_tensors(seed, blocks=0):
+    generator = np.random.default_rng(seed)
+    made = {}
+    for name in BLOCKS if blocks else SPLIT:
+        shape, axes = SPLIT[name]
+        drawn = generator.normal(size=(*[blocks] * bool(blocks), *shape))
+        apart = drawn.shape[: bool(blocks) + ("expert" in axes)]
+        sizes = 4.0 ** np.arange(math.prod(apart)).reshape(*apart, *[1] * (drawn.ndim - len(apart)))
+        made[name] = jnp.asarray((drawn * sizes).astype(np.float32))
+    return made
+
+
+def joined(values):
+    """Return tensors, or their moments, with both halves of a gate as one axis."""
+    return {
+        name: value.reshape(*value.shape[:-2], -1) if value.shape[-2:-1] == (2,) else value
+        for name, value in values.items()
+    }
+
+
+def quick(function):
+    return jax.jit(function, compiler_options=options(plain=True))
+
+
+def run(axes, values, gradients):
+    """Return the changes of every update, and the state after them."""
+    rule = optimizer.adafactor(axes)
+    update, state, every = quick(rule.update), rule.init(values), []
+    for one in gradients:
+        changes, state = update(one, state, values)
+        values = optax.apply_updates(values, changes)
+        every.append(changes)
+    return every, state
+
+
+def test_a_gate_in_halves_is_updated_as_the_joined_one():
+    axes = {name: tuple(axis for axis in named if axis) for name, named in SPLIT_AXES.items()}
+    values, gradients = split_tensors(0), [split_tensors(seed) for seed in (1, 2, 3)]
+    wanted, after = run(axes, joined(values), [joined(one) for one in gradients])
+    found, state = run(SPLIT_AXES, values, gradients)
+    close([joined(one) for one in found], wanted, 1e-6)
+    shapes = {}
+    for name, moments in state.slots.items():
+        shapes[name] = {slot: value.shape for slot, value in moments.items() if value.size > 1}
+        close(joined(moments), after.slots[name], 1e-6)
+    assert shapes == {
+        "gate": {"v_row": (128,), "v_col": (2, 72)},
+        "gate whose halves are narrow": {"v_row": (2, 72), "v_col": (160,)},
+        "gate that is deeper than wide": {"v_row": (2, 64), "v_col": (300,)},
+        "square gate": {"v_row": (128,), "v_col": (2, 64)},
+        "small gate": {"v": (100, 2, 64)},
+        "gate with one short axis": {"v": (300, 2, 60)},
+        "gates of experts": {"v_row": (4, 24), "v_col": (4, 2, 16)},
+        "gates of narrow experts": {"v_row": (4, 40), "v_col": (4, 2, 8)},
+        "down": {"v_row": (132,), "v_col": (144,)},
+        "small down": {"v": (16, 24)},
+        "down of experts": {"v_row": (4, 24), "v_col": (4, 16)},
+        "norm": {"v": (24,)},
+    }
+
+
+def test_each_block_is_a_tensor_of_its_own():
+    blocks = {name: ("block", *SPLIT_AXES[name]) for name in BLOCKS}
+    values, gradients = split_tensors(0, blocks=3), [split_tensors(i, blocks=3) for i in (1, 2)]
+    found, state = run(blocks, values, gradients)
+    for block in range(3):
+        one, *others = jax.tree.map(lambda value: value[block], [values, *gradients])  # noqa: B023
+        wanted, after = run(SPLIT_AXES, one, others)
+        found_here, slots = jax.tree.map(lambda value: value[block], (found, state.slots))  # noqa: B023
+        close(found_here, wanted, 1e-6)
+        close(slots, after.slots, 1e-6)
+        assert jax.tree.map(jnp.shape, slots) == jax.tree.map(jnp.shape, after.slots)
+    assert int(state.step) == 2
+
+
+def placed(layout, axes, values):
+    return {name: jax.device_put(one, layout.sharding(*axes[name])) for name, one in values.items()}
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (?:all-(?:gather|reduce|to-all)|reduce-scatter|collective-permute)(?:-start)?\("
+)
+
+
+def travelling(program):
+    """Return the sizes of the arrays that a compiled program sends between devices."""
+    results = COLLECTIVE.findall(program.as_text())
+    shapes = [shape for result in results for shape in re.findall(r"\[([\d,]*)\]", result)]
+    return [math.prod(map(int, shape.split(","))) if shape else 1 for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Return tensors, gradients, and what an update of them on one device gives."""
+    values, gradients = split_tensors(0), split_tensors(1)
+    rule = optimizer.adafactor(SPLIT_AXES)
+    return values, gradients, quick(rule.update)(gradients, rule.init(values), values)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules"),
+    [
+        ((1, 2, 4), sharding.RULES),
+        ((2, 2, 2), sharding.RULES),
+        ((2, 2, 2), sharding.PARAMETERS_OVER_DATA),
+        ((4, 1, 2), sharding.PARAMETERS_OVER_DATA),
+    ],
+)
+def test_what_is_split_over_devices_is_updated_where_it_lies(whole, mesh, rules):
+    layout = sharding.Layout(sharding.make_mesh(*mesh), rules)
+    values, gradients, wanted = whole
+    rule = optimizer.adafactor(SPLIT_AXES)
+    slots = optimizer.slot_axes(values, SPLIT_AXES)
+    state = rule.init(values)
+    state = optimizer.State(
+        jax.device_put(state.step, layout.sharding()),
+        {name: placed(layout, slots[name], moments) for name, moments in state.slots.items()},
+    )
+    given = (placed(layout, SPLIT_AXES, gradients), state, placed(layout, SPLIT_AXES, values))
+    program = quick(rule.update).lower(*given).compile()
+    largest = max(m[slot].size for m in state.slots.values() for slot in ("v_row", "v_col"))
+    assert 0 < max(travelling(program)) <= largest  # means, and no part of a tensor
+    changes, state = program(*given)
+    close((changes, state), wanted, 2e-6)
+    for name, change in changes.items():
+        assert change.sharding.is_equivalent_to(given[2][name].sharding, change.ndim), name
+        for slot, moment in state.slots[name].items():
+            lies = layout.sharding(*slots[name][slot])
+            assert moment.sharding.is_equivalent_to(lies, moment.ndim), (name, slot)
+
+
+def test_a_gate_that_is_joined_first_is_gathered():
+    """What the test before looks for is found where it happens."""
+    layout = sharding.Layout(sharding.make_mesh(1, 2, 4))
+    values = split_tensors(0)
+    rule = optimizer.adafactor({"gate": ("mlp_embed", "mlp")})
+
+    def update(gate):
+        one = joined({"gate": gate})
+        return rule.update(one, rule.init(one), one)[0]["gate"].reshape(gate.shape)
+
+    gate = jax.device_put(values["gate"], layout.sharding(*GATE))
+    assert max(travelling(quick(update).lower(gate).compile())) >= gate.size
+
+
+# ---- rates, and Optax around it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0, 1, 999, 1000, 10**6])
+def test_fine_tuning_has_one_rate_and_no_warm_up(step):
+    assert float(optimizer.fine_tuning_rate(step)) == pytest.approx(1e-3, rel=1e-7)
+    assert float(jax.jit(optimizer.fine_tuning_rate)(step)) == pytest.approx(1e-3, rel=1e-7)
+
+
+def test_equal_rates_are_one_static_argument():
+    one, same, other = map(optimizer.constant_rate, (0.25, 0.25, 0.5))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [optimizer.constant_rate(0.25), optimizer.fine_tuning_rate, optax.linear_schedule(1, 0, 4)],
+)
+def test_updates_are_proportional_to_any_schedule(rate):
+    values, gradients = split_tensors(0), [split_tensors(seed) for seed in (1, 2, 3)]
+    rule, scaled = (
+        optimizer.adafactor(SPLIT_AXES, by) for by in (optimizer.constant_rate(1.0), rate)
+    )
+    state, plain, with_rate = rule.init(values), quick(rule.update), quick(scaled.update)
+    for step, one in enumerate(gradients):
+        units, after = plain(one, state, values)
+        changes, state = with_rate(one, state, values)
+        factor = float(rate(jnp.int32(step)))
+        close(changes, jax.tree.map(lambda unit: factor * unit, units), 1e-6)  # noqa: B023
+        close(state, after, 1e-6)
+
+
+def test_it_is_one_of_the_links_of_a_chain_of_optax():
+    values, gradients = split_tensors(0), split_tensors(1)
+    rule = optimizer.adafactor(SPLIT_AXES)
+    chain = optax.chain(optax.clip_by_global_norm(1.0), rule, optax.scale(0.5))
+    changes, states = quick(chain.update)(gradients, chain.init(values), values)
+    norm = sum(jnp.sum(one**2) for one in gradients.values()) ** 0.5
+    small = jax.tree.map(lambda one: one / norm, gradients)
+    wanted, state = quick(rule.update)(small, rule.init(values), values)
+    close(changes, jax.tree.map(lambda one: 0.5 * one, wanted), 1e-5)
+    close(states[1], state, 1e-5)
+
+
+def test_it_runs_without_optax():
+    program = (
+        "import sys; sys.modules['optax'] = None\n"
+        "import jax.numpy as jnp\n"
+        "from openmoe_production import optimizer\n"
+        "rule, one = optimizer.adafactor({'': ('embed',)}), {'': jnp.ones(3)}\n"
+        "print(float(rule.update(one, rule.init(one), one)[0][''][0]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == pytest.approx(-0.01, rel=1e-6)
+
+
 # ---- microbatches and whole steps ---------------------------------------------------------------
 
 CASE = model_cases.fixed(rows=4, blocks=1, interval=1, kind="prefix", max_group_size=8)
@@ -189,9 +423,9 @@ def test_microbatches_are_slices_of_rows_whose_gradients_are_added_up(built):
     total = jax.tree.map(lambda a, b: a + b, *halves)
     mean = jax.tree.map(lambda a: a / 2, total)
     found = jitted(training.accumulated, built, batch, num_microbatches=2)
-    close(found, total._replace(metrics=mean.metrics))
+    close(found, total._replace(shown=total.shown._replace(metrics=mean.shown.metrics)))
     averaged = jitted(training.accumulated, built, batch, num_microbatches=2, averaged=True)
-    close(averaged, mean)
+    close(averaged, mean._replace(shown=mean.shown._replace(loads=total.shown.loads)))
 
 
 def test_a_step_is_that_of_the_reference():
@@ -229,14 +463,17 @@ def test_steps_are_pure_the_same_under_jit_and_make_losses_fall(built):
     losses = []
     for _ in range(8):
         one = (configuration, parameters, batch)
-        parameters, state, parts, metrics = jitted(training.train_step, one, batch, state=state)
+        trained = jitted(training.train_step, one, batch, state=state)
+        parameters, state, shown = trained.parameters, trained.state, trained.shown
         if not losses:
-            close((parameters, parts), (plain.parameters, plain.losses))
-        losses.append(float(parts["cross_entropy"]))
+            close((parameters, shown.losses), (plain.parameters, plain.shown.losses))
+        losses.append(float(shown.losses["cross_entropy"]))
     assert int(state.step) == 8
     assert losses[-1] < 0.9 * losses[0]
-    assert set(metrics) == {0}
-    assert {"fraction_tokens_left_behind", "router_confidence", "expert_usage"} < set(metrics[0])
+    assert set(shown.metrics) == {0}
+    assert {"fraction_tokens_left_behind", "router_confidence", "expert_usage"} < set(
+        shown.metrics[0]
+    )
 
 
 # ---- initialisation -----------------------------------------------------------------------------
@@ -323,6 +560,19 @@ CASES = {
         lambda: ADAPTER.optimizer_state((2, 3, 4), ("expert", "embed", "mlp")),
         "axes",
     ),
+    "experts of three axes": (lambda: update(shape=(2,) * 4, axes=(*UP, "mlp_embed")), "axes"),
+    "experts within which blocks are": (
+        lambda: update(shape=(2,) * 4, axes=("expert", "block", *UP[1:])),
+        "axes",
+    ),
+    "a block within a tensor": (lambda: update(shape=(2, 2), axes=("embed", "block")), "axes"),
+    "a last axis without a name": (lambda: update(shape=(2, 2), axes=("embed", None)), "axes"),
+    "no parameters": (
+        lambda: optimizer.adafactor(AXES).update({}, optimizer.adafactor(AXES).init({})),
+        "parameters",
+    ),
+    "a constant rate of 0": (lambda: optimizer.constant_rate(0.0), "value"),
+    "a rate of fine-tuning below step 0": (lambda: optimizer.fine_tuning_rate(-1), "step"),
     "a gradient of another shape": (lambda: update(jnp.ones(4)), "gradients"),
     "a gradient of integers": (lambda: update(jnp.ones(3, jnp.int32)), "gradients"),
     "an infinite gradient": (lambda: update(jnp.full(3, jnp.inf)), "gradients"),

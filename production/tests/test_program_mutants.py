@@ -19,11 +19,12 @@ from openmoe_production.adapter import Adapter
 
 def _planted() -> list[mutants.Mutant]:
     before = {mutant.name for mutant in mutants.all_mutants()}
-    path = Path(__file__).with_name("program_mutants.py")
-    specification = importlib.util.spec_from_file_location("program_mutants", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["program_mutants"] = module
-    specification.loader.exec_module(module)
+    for name in ("program_mutants", "mesh_mutants"):
+        path = Path(__file__).with_name(f"{name}.py")
+        specification = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        specification.loader.exec_module(module)
     found = [mutant for mutant in mutants.all_mutants() if mutant.name not in before]
     for mutant in found:
         del mutants._REGISTRY[mutant.name]  # the kit's own list stays the kit's

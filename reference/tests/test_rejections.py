@@ -23,6 +23,7 @@ import rejections_decoding
 import rejections_grouping
 import rejections_layers
 import rejections_losses
+import rejections_meshes
 import rejections_model
 import rejections_moe
 import rejections_routing
@@ -58,6 +59,7 @@ ILLEGAL = [
         rejections_training,
         rejections_decoding,
         rejections_data,
+        rejections_meshes,
     )
     for row in table.ROWS
 ]
@@ -72,6 +74,7 @@ FLAGS = {
 
 OWN = {
     *("call", "rules", "steps", "how", "choose", "of_batch", "of_embedding", "generator"),
+    "collectives",
     *("configuration", "kind", "sizes"),
 }
 """Arguments that hold what the reference made, or a function: nothing that a user writes down."""
@@ -83,6 +86,8 @@ UNREAD = {
     "decoding.prefill": {"end"},
     "grouping.expert_capacity": {"k"},
     "losses.metrics": {"balance"},
+    "mesh_models.accumulated": {"batch"},
+    "mesh_models.total_loss": {"metrics"},
     "moe.check_layer": {"activations"},
     "optimizer.accumulated": {"batch"},
     "port_decoding.greedy": {"end", "padding"},
@@ -95,6 +100,9 @@ INNER = {
     *("masks.visible_by_user", "masks.finite_bias", "masks.first_key_open_bias"),
     *("cross_entropy.logsumexp", "cross_entropy.router_losses", "dtypes.matmul"),
     *("feed_forward.projections", "feed_forward.silu", "grouping.one_group"),
+    *("meshes.add", "meshes.exchange", "meshes.part_of_hidden", "meshes.parts_of"),
+    *("meshes.joined", "meshes.tally", "meshes.metrics", "mesh_layers.feed_forward"),
+    *("mesh_models.rules", "mesh_models.shares_stand_alone"),
     *("initialisation.deviation", "initialisation.initialise", "optimizer.initial_state"),
     *("model.run", "model.sequential_block", "model.parallel_block"),
     *("port_decoding.empty_cache", "port_decoding.counted"),

@@ -23,6 +23,7 @@ import worked_dialects
 import worked_documents
 import worked_layers
 import worked_loss
+import worked_meshes
 import worked_model
 import worked_moe
 import worked_objectives
@@ -44,6 +45,7 @@ CHAPTERS = (
     worked_data,
     worked_objectives,
     worked_documents,
+    worked_meshes,
     worked_dialects,
 )
 """The modules that hold the examples, in the order of SPEC.md."""
@@ -58,7 +60,7 @@ def examples() -> tuple[Example, ...]:
 def index_and_arrays() -> tuple[dict[str, Any], dict[str, ndarray]]:
     """Return the content of `index.json` (without hashes) and of the npz file."""
     rows, arrays = [], dict[str, ndarray]()
-    lent = worked_moe.models() | worked_model.models()
+    lent = worked_moe.models() | worked_model.models() | worked_meshes.models()
     for row, own in (
         *(stored(example, lent) for example in examples()),
         *(lending(name, model) for name, model in lent.items()),

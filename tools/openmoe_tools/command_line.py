@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
-from openmoe_tools import data_commands
+from openmoe_tools import data_commands, run_commands
 
 app = typer.Typer(
     name="openmoe",
@@ -31,6 +31,7 @@ vectors_app = typer.Typer(help="Stored vectors: list, import, export.")
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_commands.tokenizer_app, name="tokenizer")
 app.add_typer(data_commands.data_app, name="data")
+app.command("train")(run_commands.train)
 
 BAD_USAGE = 3
 

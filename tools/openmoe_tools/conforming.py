@@ -46,6 +46,12 @@ ALIASES = {
 """Short names of the project's own implementations."""
 
 
+def named(implementation: str) -> str:
+    """Return the full name of an implementation; what stands behind an @ stays."""
+    short, at, text = implementation.partition("@")
+    return ALIASES.get(short, short) + at + text
+
+
 @dataclass(frozen=True)
 class Request:
     """The options of `openmoe conform`."""
@@ -74,7 +80,7 @@ def conform(request: Request) -> int:
     )
     files.writable(request.json, request.junit, request.html)
     files.folder(request.failures)
-    name = ALIASES.get(request.implementation, request.implementation)
+    name = named(request.implementation)
     subject = Subject(_load(request.implementation, name))
     console = terminal.console()
     console.print(
@@ -150,7 +156,7 @@ def mutants(request: Request) -> int:
 
 def identify(request: Request) -> int:
     """Print choices and dialect: 0 one dialect, 1 a mixture, 2 undecided. Errors: UsageError."""
-    name = ALIASES.get(request.implementation, request.implementation)
+    name = named(request.implementation)
     subject = Subject(_load(request.implementation, name))
     return identifying.run(subject, terminal.console(), request.json)
 
@@ -160,7 +166,7 @@ def replay(file: Path, implementation: str, json: Path | None) -> int:
     checks = all_checks()
     files.writable(json)
     running.load_case(file)  # complain of the file before loading an implementation
-    name = ALIASES.get(implementation, implementation)
+    name = named(implementation)
     subject = Subject(_load(implementation, name))
     result = running.replay(file, checks, subject)
     made = report.build(
@@ -211,7 +217,7 @@ def require_jax(what: str) -> None:
 
 
 def _load(given: str, name: str) -> Any:
-    if given == "production":
+    if given.partition("@")[0] == "production":
         require_jax("--implementation production")
     # A stranger's adapter may lie in the folder the command is run from.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:

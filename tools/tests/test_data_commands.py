@@ -361,7 +361,12 @@ def test_time_by_stage_waits_for_a_group(report, library):
 def test_who_interrupts_goes_on_from_the_state(report, library, tmp_path, ahead):
     state = tmp_path / "state.json"
     options = (*library, "--state", state, "--ahead", ahead, "--tokens", 10**12)
-    code = "from openmoe_tools.command_line import main\nif __name__ == '__main__': main()"
+    # A job in the background of a script ignores interrupts, and so does what it starts.
+    code = (
+        "import signal\nfrom openmoe_tools.command_line import main\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n    main()\n"
+    )
     script = tmp_path / "openmoe.py"
     script.write_text(code)
     with subprocess.Popen(
@@ -375,7 +380,10 @@ def test_who_interrupts_goes_on_from_the_state(report, library, tmp_path, ahead)
         while not state.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: children get it too
-        _, told = process.communicate(timeout=60)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 3
     assert told == (
         f"openmoe: interrupted: the state was saved, --state {state} goes on from there\n"

@@ -59,7 +59,8 @@ CHAPTERS = (
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws"),
     *("feeding", "fed_examples", "batching"),
-    *("dialects", "programs"),
+    *("meshes", "mesh_models", "mesh_rejections"),
+    *("dialects", "programs", "mesh_programs"),
 )
 """Modules of checks, in the order of SPEC.md."""
 

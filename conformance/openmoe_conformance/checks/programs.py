@@ -32,8 +32,9 @@ def _programs(*names: str, tokens: tuple[int, ...] = (50,), routers: tuple[str, 
     return cases
 
 
-def _operations(subject: Subject, case: Case) -> list[Operation]:
-    sizes = {name: value for name, value in case.items() if name != "program"}
+def operations_of(subject: Subject, case: Case) -> list[Operation]:
+    """Return the operations that the implementation lists for a case, with shapes as tuples."""
+    sizes = {name: value for name, value in case.items() if name not in ("program", "meshes")}
     found = subject.call("operations", case["program"], **sizes)
     try:
         listed: list[Operation] = [
@@ -60,7 +61,7 @@ def router_products_ask_for_full_precision(
     weights = sorted((case["width"], case["experts"]))
     products = [
         row
-        for row in _operations(subject, case)
+        for row in operations_of(subject, case)
         if row["name"] == "dot_general" and any(sorted(s) == weights for s, _ in row["inputs"])
     ]
     evidence.examples += 1
@@ -86,7 +87,7 @@ def no_array_of_tokens_by_experts_by_slots(
     subject: Subject, case: Case, evidence: Evidence
 ) -> None:
     """No operation yields T x E x C elements or more."""
-    size, row = _largest(_operations(subject, case))
+    size, row = _largest(operations_of(subject, case))
     limit = case["tokens"] * case["experts"] * case["capacity"]
     evidence.examples += 1
     if size >= limit:
@@ -99,9 +100,9 @@ def no_array_of_tokens_by_experts_by_slots(
 @check("MOE-12", "operations", cases=_programs("moe", "moe_gradients", tokens=(96,)))
 def memory_is_linear_in_tokens(subject: Subject, case: Case, evidence: Evidence) -> None:
     """Twice the tokens and slots at most double the largest array."""
-    once, _ = _largest(_operations(subject, case))
+    once, _ = _largest(operations_of(subject, case))
     twice_as_many = {"tokens": 2 * case["tokens"], "capacity": 2 * case["capacity"]}
-    twice, row = _largest(_operations(subject, case | twice_as_many))
+    twice, row = _largest(operations_of(subject, case | twice_as_many))
     evidence.examples += 1
     if twice > 2 * once:
         raise Disagreement(
@@ -114,7 +115,7 @@ def memory_is_linear_in_tokens(subject: Subject, case: Case, evidence: Evidence)
 def only_integers_are_scattered(subject: Subject, case: Case, evidence: Evidence) -> None:
     """No operation scatters floating-point values by index, forward or backward."""
     evidence.examples += 1
-    for row in _operations(subject, case):
+    for row in operations_of(subject, case):
         floats = [dtype for _, dtype in row["outputs"] if dtype in _FLOATS]
         if "scatter" in row["name"] and floats:
             raise Disagreement(f"{case['program']}: {row['name']} scatters {floats[0]}")

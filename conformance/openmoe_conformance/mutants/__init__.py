@@ -30,7 +30,7 @@ CHAPTERS = (
         "sampling",
     ),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws", "feeding"),
-    *("batching", "packing", "dialects"),
+    *("batching", "packing", "meshes", "mesh_models", "dialects"),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

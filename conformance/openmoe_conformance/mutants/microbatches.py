@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.mutants import mutant
+from openmoe_conformance.protocol import Mesh
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_reference import optimizer
 
@@ -65,12 +66,14 @@ class _Slices(ReferenceAdapter):
         configuration: Mapping[str, Any],
         num_microbatches: int,
         training: bool = True,
+        mesh: Mesh | None = None,
     ) -> dict[str, Any]:
+        options: dict[str, Any] = {"configuration": configuration, "training": training}
         losses: dict[str, Any] = {}
         gradients: dict[str, Any] = {}
         for part in self.slices(batch, num_microbatches):
             found = super().accumulated_gradients(
-                parameters, part, configuration=configuration, num_microbatches=1, training=training
+                parameters, part, num_microbatches=1, mesh=mesh, **options
             )
             weight = self.weight(part, batch, num_microbatches)
             for total, one in ((losses, found["loss"]), (gradients, found["gradients"])):

@@ -1,0 +1,445 @@
+"""The settings of a training run: a TOML file read into frozen dataclasses, or refused by field.
+
+Sections of the file are dataclasses here, and each of their fields knows how it is read. Needs
+neither JAX nor Grain. Spec: RUN-01.
+"""
+# ruff: noqa: RUF009 - `_field` makes a field, as `dataclasses.field` does
+
+from __future__ import annotations
+
+import difflib
+import sys
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from openmoe_production import data_arguments
+from openmoe_spec.config import PUBLISHED, Configuration
+from openmoe_spec.data import SFT_ENDS
+from openmoe_spec.errors import RejectedError
+
+_CLAUSE = "RUN-01"
+
+MODES = ("ul2", "full_lm", "sft")
+SCHEDULES = ("inverse_square_root", "constant")
+DTYPES = ("float32", "bfloat16")
+
+Read = Callable[[str, Any, Path | None], Any]
+"""From a place in the file, what stands there, and the file's folder, to what a field holds."""
+
+
+# ---- how a field is read -----------------------------------------------------------------------
+
+
+def _field(read: Read, **default: Any) -> Any:
+    return field(metadata={"read": read}, **default)
+
+
+def _whole(*, least: int = 1, most: int = 2**31 - 1, **default: Any) -> Any:
+    whole = partial(data_arguments.whole, clause=_CLAUSE, least=least, most=most)
+    return _field(lambda place, value, _: whole(place, value), **default)
+
+
+def _finite(*, least: float, most: float = sys.float_info.max, **default: Any) -> Any:
+    finite = partial(data_arguments.finite, clause=_CLAUSE, least=least, most=most)
+    return _field(lambda place, value, _: finite(place, value), **default)
+
+
+def _one_of(legal: tuple[str, ...], **default: Any) -> Any:
+    one_of = partial(data_arguments.one_of, legal=legal, clause=_CLAUSE)
+    return _field(lambda place, value, _: one_of(place, value), **default)
+
+
+def _of_kind(kind: type, wanted: str, place: str, value: Any, _: Path | None) -> Any:
+    if not isinstance(value, kind):
+        raise RejectedError(place, _CLAUSE, f"must be {wanted}, got {value!r}")
+    return value
+
+
+_flag = partial(_of_kind, bool, "true or false")
+_text = partial(_of_kind, str, "a text")
+_table = partial(_of_kind, Mapping, "a table of fields")
+_list = partial(_of_kind, list, "a list")
+
+
+def _path(place: str, value: Any, folder: Path | None) -> Path:
+    """Return a path; from a file's folder on, where it must exist."""
+    path = (Path() if folder is None else folder) / _text(place, value, folder)
+    if not value or "\0" in value or not (folder is None or path.exists()):
+        raise RejectedError(place, _CLAUSE, f"there is no {str(path)!r}; name a file or a folder")
+    return path.absolute()
+
+
+def _each(read: Read, place: str, value: Any, folder: Path | None) -> tuple[Any, ...]:
+    found = _list(place, value, folder)
+    return tuple(read(f"{place}[{i}]", one, folder) for i, one in enumerate(found))
+
+
+def _some(read: Read, place: str, value: Any, folder: Path | None) -> tuple[Any, ...]:
+    if value == []:
+        raise RejectedError(place, _CLAUSE, "must hold at least one, is empty")
+    return _each(read, place, value, folder)
+
+
+def _steps(place: str, value: Any, folder: Path | None) -> tuple[int, ...]:
+    whole = partial(data_arguments.whole, clause=_CLAUSE, least=1)
+    return tuple(sorted(set(_each(lambda at, one, _: whole(at, one), place, value, folder))))
+
+
+def _values(kind: type, place: str, value: Any, folder: Path | None) -> dict[str, Any]:
+    """Return the fields of a table that are given; null, which TOML does not know, gives none."""
+    given = _table(place, value, folder)
+    known = {one.name: one.metadata["read"] for one in fields(kind)}
+    _require_known(place, given, known)
+    return {
+        name: known[name](_at(place, name), one, folder)
+        for name, one in given.items()
+        if one is not None
+    }
+
+
+def _made(kind: type, place: str, values: Mapping[str, Any], hint: str = "") -> Any:
+    for one in fields(kind):
+        if one.default is MISSING and one.name not in values:
+            raise RejectedError(_at(place, one.name), _CLAUSE, f"must be given{hint}")
+    return kind(**values)
+
+
+def _section(kind: type, place: str, value: Any, folder: Path | None) -> Any:
+    return _made(kind, place, _values(kind, place, value, folder))
+
+
+def _model(place: str, value: Any, folder: Path | None) -> Configuration:
+    """Return a published configuration by its name, or one of which all fields are given."""
+    given = _table(place, value, folder)
+    known = {one.name: one.default for one in fields(Configuration)}
+    _require_known(place, given, known)
+    name = given.get("name", "own")
+    published = PUBLISHED.get(name) if isinstance(name, str) else None
+    taken = {"name": name} | (asdict(published) if published else {}) | dict(given)
+    absent = [one for one, default in known.items() if default is MISSING and one not in taken]
+    if absent:
+        hint = f"give all fields, or nothing but a name of {', '.join(PUBLISHED)}"
+        raise RejectedError(place, _CLAUSE, f"lacks {', '.join(absent)}; {hint}")
+    try:
+        found = Configuration(**taken)
+    except RejectedError as error:
+        raise RejectedError(_at(place, error.argument), error.clause, error.reason) from error
+    if published not in {None, found}:
+        own = next(one for one in known if getattr(found, one) != getattr(published, one))
+        reason = f"{name!r} is a published model of another {own}; give this one another name"
+        raise RejectedError(_at(place, "name"), _CLAUSE, reason)
+    return found
+
+
+def _at(place: str, name: str) -> str:
+    shown = name if str(name).isidentifier() else repr(name)
+    return f"{place}.{shown}" if place else shown
+
+
+def _require_known(place: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            what = f"field of {place}" if place else "section"
+            raise RejectedError(_at(place, name), _CLAUSE, f"is no {what}; {hint}")
+
+
+# ---- sections ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Documents of one kind.
+
+    name   of sft, what the fields of a record are (DATA-10); else any
+    field  of JSON lines and Parquet, where the text stands; None in sft, which takes whole records
+    """
+
+    paths: tuple[Path, ...] = _field(partial(_some, _path))
+    rate: float = _finite(least=sys.float_info.min, default=1.0)
+    name: str = _field(_text, default="")
+    field: str | None = _field(_text, default=None)
+
+
+_tasks = partial(_some, partial(_section, Task))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is fed. Tasks and lengths are for stages that have none of their own.
+
+    batch_size     rows of a step, of all microbatches and devices
+    seed           that of the run unless it is given
+    threads, ahead  those of `data.Pipeline`, on which nothing depends but the time
+    """
+
+    tokenizer: Path = _field(_path)
+    batch_size: int = _whole()
+    seed: int | None = _whole(least=0, most=2**32 - 1, default=None)
+    shuffle_buffer: int = _whole(least=0, default=0)
+    threads: int = _whole(least=0, default=0)
+    ahead: int = _whole(least=0, default=0)
+    tasks: tuple[Task, ...] | None = _field(_tasks, default=None)
+    inputs_length: int | None = _whole(least=2, default=None)
+    targets_length: int | None = _whole(least=2, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the run with data of its own; what [data] has for all stages stands here too.
+
+    steps          of this stage alone
+    inputs_length  None in full_lm
+    """
+
+    mode: str = _one_of(MODES)
+    steps: int = _whole()
+    tasks: tuple[Task, ...] = _field(_tasks)
+    inputs_length: int | None = _whole(least=2, default=None)
+    targets_length: int = _whole(least=2)
+
+    @property
+    def row_length(self) -> int:
+        """Positions of a row."""
+        return (self.inputs_length or 0) + self.targets_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Adafactor's rate and what it is given.
+
+    rate      of the schedule `constant` alone
+    averaged  gradients of microbatches are averaged, not added up as trained (OPT-11)
+    """
+
+    schedule: str = _one_of(SCHEDULES, default=SCHEDULES[0])
+    rate: float | None = _finite(least=sys.float_info.min, default=None)
+    num_microbatches: int = _whole(default=1)
+    averaged: bool = _field(_flag, default=False)
+    num_expert_partitions: int = _whole(default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How devices are used, and R, on which the groups depend and which is never read off devices."""
+
+    data: int = _whole(default=1)
+    expert: int = _whole(default=1)
+    model: int = _whole(default=1)
+    parameters_over_data: bool = _field(_flag, default=False)
+    num_expert_replicas: int = _whole(default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Dtype of activations, and whether layers are computed again in the backward pass."""
+
+    dtype: str = _one_of(DTYPES, default=DTYPES[0])
+    remat: bool = _field(_flag, default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The share of values that are left out."""
+
+    rate: float = _finite(least=0, most=1 - sys.float_info.epsilon, default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the run is saved: after every so many steps, of which the newest `keep` stay, and after
+    the steps `early`, which all stay.
+    """
+
+    every: int = _whole(default=500)
+    keep: int = _whole(default=3)
+    early: tuple[int, ...] = _field(_steps, default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """Which steps are written down, and whether as TensorBoard's events too."""
+
+    every: int = _whole(default=10)
+    tensorboard: bool = _field(_flag, default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out documents, fed as those of the last stage; `batches` of each task, None: all."""
+
+    every: int = _whole()
+    tasks: tuple[Task, ...] = _field(_tasks)
+    batches: int | None = _whole(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The checkpoint whose parameters the run begins with; `step` None: its newest."""
+
+    checkpoint: Path = _field(_path)
+    step: int | None = _whole(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that a training run follows from. Made by `load` and `from_mapping`."""
+
+    seed: int = _whole(least=0, most=2**32 - 1, default=0)
+    model: Configuration = _field(_model)
+    data: Data = _field(partial(_section, Data))
+    stage: tuple[Stage, ...] = _field(partial(_some, partial(_values, Stage)))
+    optimizer: Optimizer = _field(partial(_section, Optimizer), default=Optimizer())
+    mesh: Mesh = _field(partial(_section, Mesh), default=Mesh())
+    arithmetic: Arithmetic = _field(partial(_section, Arithmetic), default=Arithmetic())
+    dropout: Dropout = _field(partial(_section, Dropout), default=Dropout())
+    checkpoints: Checkpoints = _field(partial(_section, Checkpoints), default=Checkpoints())
+    log: Log = _field(partial(_section, Log), default=Log())
+    evaluation: Evaluation | None = _field(partial(_section, Evaluation), default=None)
+    start: Start | None = _field(partial(_section, Start), default=None)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of all stages."""
+        return sum(one.steps for one in self.stage)
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of what is fed."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    def stage_at(self, step: int) -> tuple[int, int]:
+        """Return the number of the stage whose turn it is behind `step` updates, and where it began.
+
+        Behind the last step of all it is still the last stage.
+        """
+        ends = list(accumulate(one.steps for one in self.stage))
+        stage = min(sum(step >= end for end in ends), len(ends) - 1)
+        return stage, ends[stage] - self.stage[stage].steps
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return everything as JSON has it; `from_mapping` reads it again."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what runs must agree on so that one goes on exactly as the other would have.
+
+        Not among it: where files lie, how devices are used, what is saved, logged and evaluated, and how
+        long the last stage is, so a run may be moved and lengthened.
+        """
+        found = self.to_mapping()
+        for name in ("checkpoints", "log", "evaluation", "start"):
+            del found[name]
+        found["mesh"] = {"num_expert_replicas": self.mesh.num_expert_replicas}
+        del found["arithmetic"]["remat"]
+        data = found["data"]
+        for name in ("tokenizer", "threads", "ahead", "tasks", "inputs_length", "targets_length"):
+            del data[name]
+        data["seed"] = self.data_seed
+        for stage in found["stage"]:
+            for task in stage["tasks"]:
+                del task["paths"]
+        del found["stage"][-1]["steps"]
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# ---- the whole ---------------------------------------------------------------------------------
+
+
+def load(path: Path) -> RunSettings:
+    """Return the settings in a TOML file, whose folder paths in it begin at.
+
+    Errors: RejectedError RUN-01, with the section and the field as its argument.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RejectedError("file", _CLAUSE, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RejectedError("file", _CLAUSE, "is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RejectedError("file", _CLAUSE, f"is no TOML: {error}") from error
+    return from_mapping(given, path.absolute().parent)
+
+
+def from_mapping(given: Mapping[str, Any], folder: Path | None = None) -> RunSettings:
+    """Return the settings of a mapping as `to_mapping` gives it, or as a TOML file in a folder has it.
+
+    Without a folder paths stay as they are, and need not exist. Errors: RejectedError RUN-01.
+    """
+    values = _values(RunSettings, "", given, folder)
+    data = values.get("data")
+    if data is not None and "stage" in values:
+        shared = {
+            name: getattr(data, name)
+            for name in ("tasks", "inputs_length", "targets_length")
+            if getattr(data, name) is not None
+        }
+        values["stage"] = tuple(
+            _stage(f"stage[{i}]", one, shared) for i, one in enumerate(values["stage"])
+        )
+    settings: RunSettings = _made(RunSettings, "", values)
+    _check(settings)
+    return settings
+
+
+def _stage(place: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Stage:
+    """Return a stage, with what stands in [data] for all of them."""
+    mode = own.get("mode")
+    if mode == "full_lm":
+        shared = {name: one for name, one in shared.items() if name != "inputs_length"}
+    found: Stage = _made(Stage, place, {**shared, **own}, ", here or in [data]")
+    if (found.inputs_length is None) != (found.mode == "full_lm"):
+        reason = f"is not of {mode}" if found.mode == "full_lm" else f"must be given for {mode}"
+        raise RejectedError(f"{place}.inputs_length", _CLAUSE, reason)
+    for i, task in enumerate(found.tasks):
+        if found.mode == "sft" and task.name not in SFT_ENDS:
+            legal = ", ".join(SFT_ENDS)
+            raise RejectedError(
+                f"{place}.tasks[{i}].name", _CLAUSE, f"must be one of {legal}, got {task.name!r}"
+            )
+    return found
+
+
+def _check(settings: RunSettings) -> None:
+    """Refuse what does not fit together. Errors: RejectedError RUN-01."""
+    model, mesh, rows = settings.model, settings.mesh, settings.data.batch_size
+    for i, stage in enumerate(settings.stage):
+        if stage.row_length > model.max_length:
+            raise RejectedError(
+                f"stage[{i}].targets_length",
+                _CLAUSE,
+                f"makes rows of {stage.row_length}, model.max_length is {model.max_length}",
+            )
+    chosen = settings.optimizer
+    slices = chosen.num_microbatches
+    if rows % slices:
+        reason = f"must divide data.batch_size, {rows}, got {slices}"
+        raise RejectedError("optimizer.num_microbatches", _CLAUSE, reason)
+    shares = mesh.data * mesh.expert
+    if rows // slices % shares:
+        step = slices * shares
+        raise RejectedError(
+            "data.batch_size",
+            _CLAUSE,
+            f"{rows} rows in {slices} microbatches cannot be split over {mesh.data} x {mesh.expert} "
+            f"devices; {-(-rows // step) * step} would do",
+        )
+    if (chosen.rate is None) != (chosen.schedule != "constant"):
+        reason = "must be given for constant" if chosen.rate is None else "is of constant alone"
+        raise RejectedError("optimizer.rate", _CLAUSE, reason)

@@ -1,0 +1,1 @@
+"""Training runs: starting, watching, evaluating them."""
