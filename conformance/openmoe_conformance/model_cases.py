@@ -70,6 +70,23 @@ def fixed(**changes: Any) -> Case:
     } | changes
 
 
+def in_eighths(**changes: Any) -> Case:
+    """Return a case whose every size has eight parts, so that any mesh of eight devices fits it."""
+    sizes = {
+        "rows": 16,
+        "length": 32,
+        "heads": 8,
+        "head_dim": 2,
+        "hidden": 8,
+        "expert_hidden": 8,
+        "experts": 8,
+        "max_group_size": 8,
+        "least": 1,
+        "vocabulary": 32,
+    }
+    return fixed(**sizes | changes)
+
+
 VOCABULARY = 30
 
 

@@ -15,7 +15,9 @@ from openmoe_production import (
     layers,
     losses,
     mesh_adapter,
+    mesh_layer,
     moe,
+    part_gradients,
     programs,
     routing,
 )
@@ -89,8 +91,11 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         options: dict[str, Any] = {"k": k, "capacity": capacity}
         traced: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             "route": (_route, (inputs, kernel)),
-            "moe": (mesh_adapter.layer, (inputs, parameters)),
-            "moe_gradients": (_moe_gradients, (inputs, parameters, inputs, (0.5, 0.25))),
+            "moe": (mesh_layer.layer, (inputs, parameters)),
+            "moe_gradients": (
+                part_gradients.layer_gradients,
+                (inputs, parameters, inputs, (0.5, 0.25)),
+            ),
         }
         function, arguments = traced[program]
         if program != "route":
@@ -195,7 +200,7 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         """Return the layer's result on whole groups [G, T, D]."""
         options |= self.on(mesh, mesh_adapter.of_layer(parameters, len(inputs)))
         arrays = {"inputs": inputs, "parameters": self._on_device(parameters), "noise": noise}
-        return as_numpy(call(mesh_adapter.layer, "MOE-11", arrays, by_group=True, **options))
+        return as_numpy(call(mesh_layer.layer, "MOE-11", arrays, by_group=True, **options))
 
     def _on_device(self, parameters: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return checked device copies; the last ones are kept, for a layer is called often."""
@@ -222,7 +227,7 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
         require = mesh_adapter.of_layer_of_batch(parameters, inputs, **sizes)
         options |= sizes | self.on(mesh, require)
         arrays = {"inputs": inputs, "parameters": dict(parameters)}
-        return as_numpy(call(mesh_adapter.layer_of_batch, "MOE-11", arrays, **options))
+        return as_numpy(call(mesh_layer.layer_of_batch, "MOE-11", arrays, **options))
 
     def moe_gradients(
         self,
@@ -243,7 +248,7 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
             "cotangent": cotangent,
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
-        d_inputs, d_parameters = call(_moe_gradients, "MOE-11", arrays, **options)
+        d_inputs, d_parameters = call(part_gradients.layer_gradients, "MOE-11", arrays, **options)
         return as_numpy({"inputs": d_inputs, **d_parameters})
 
     def route_gradients(
@@ -263,7 +268,7 @@ class Adapter(ModelAdapter, TrainingAdapter, DataAdapter, TextAdapter):
             "gate_cotangent": gate_cotangent,
             "loss_factors": (float(auxiliary_loss_factor), float(router_z_loss_factor)),
         }
-        d_inputs, d_kernel = call(_route_gradients, "ROUTE-20", arrays, **options)
+        d_inputs, d_kernel = call(part_gradients.router_gradients, "ROUTE-20", arrays, **options)
         return as_numpy({"inputs": d_inputs, "router": d_kernel})
 
     def balance_loss(
@@ -301,48 +306,6 @@ def _route(
     mask = routing.padding_mask(inputs) if ignore_padding else None
     _, probabilities = routing.logits_and_probabilities(inputs, kernel, noise=noise)
     return routing.decide(probabilities, padding_mask=mask, **options)
-
-
-def _moe_gradients(
-    inputs: jax.Array,
-    parameters: dict[str, jax.Array],
-    cotangent: jax.Array,
-    loss_factors: tuple[jax.Array, jax.Array],
-    **options: Any,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    def loss(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-        result = mesh_adapter.layer(x, weights, **options)
-        assert result.metrics is not None
-        return (
-            (result.output * cotangent).sum()
-            + loss_factors[0] * result.metrics["auxiliary_loss"]
-            + loss_factors[1] * result.metrics["router_z_loss"]
-        )
-
-    return jax.grad(loss, argnums=(0, 1))(inputs, parameters)
-
-
-def _route_gradients(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    gate_cotangent: jax.Array,
-    loss_factors: tuple[jax.Array, jax.Array],
-    *,
-    ignore_padding: bool = False,
-    **options: Any,
-) -> tuple[jax.Array, jax.Array]:
-    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
-        mask = routing.padding_mask(x) if ignore_padding else None
-        logits, probabilities = routing.logits_and_probabilities(x, w)
-        decision = routing.decide(probabilities, padding_mask=mask, **options)
-        expert = decision.expert_index
-        cotangent = jnp.take_along_axis(gate_cotangent, expert.clip(0), axis=-1)
-        gates = jnp.where(decision.kept, decision.gate * cotangent, 0).sum()
-        balance = losses.balance_loss(probabilities, expert, padding_mask=mask)
-        z = losses.router_z_loss(logits, padding_mask=mask)
-        return gates + loss_factors[0] * balance + loss_factors[1] * z
-
-    return jax.grad(loss, argnums=(0, 1))(inputs, kernel)
 
 
 def _ways(

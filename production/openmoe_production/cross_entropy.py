@@ -1,4 +1,4 @@
-"""Loss of the model: cross entropy with z-loss, its divisor, and the router losses. Spec: LOSS-15..LOSS-25."""
+"""Cross entropy with z-loss of given logits, and what losses are divided by. Spec: LOSS-15..LOSS-20, LOSS-25."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from openmoe_production.arguments import (
     require_integers,
     require_shape,
 )
-from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 
 NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
@@ -100,47 +99,6 @@ def _averaged(weights: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         totals = jnp.where(same, weights[:, None, :], 0).sum(axis=-1)
     return jnp.where(totals > 0, weights / totals, 0)
-
-
-def total_loss(
-    logits: jax.Array,
-    batch: Mapping[str, jax.Array],
-    metrics: Mapping[int, Mapping[str, jax.Array]],
-    configuration: Configuration,
-) -> dict[str, jax.Array]:
-    """Return the parts of the training loss by the names of `records.LOSSES`.
-
-    Errors: RejectedError LOSS-25. Spec: LOSS-21..LOSS-24.
-    """
-    divisor, weights = normalizer("NUM_REAL_TARGET_TOKENS", batch)
-    targets = batch["decoder_target_tokens"]
-    text = cross_entropy(
-        logits,
-        targets,
-        weights=weights,
-        normalizing_factor=divisor,
-        z_loss=configuration.z_loss_factor,
-        label_smoothing=configuration.label_smoothing,
-    )
-    factors = {
-        "auxiliary_loss": configuration.auxiliary_loss_factor,
-        "router_z_loss": configuration.router_z_loss_factor,
-    }
-    parts = {
-        "cross_entropy": text.loss - text.z_loss,
-        "z_loss": text.z_loss,
-        **{
-            name: factor * jnp.stack([one[name] for one in metrics.values()]).mean()
-            for name, factor in factors.items()
-        },
-    }
-    right = jnp.where(logits.argmax(axis=-1) == targets, weights, 0)
-    return {
-        "total": sum(parts.values(), start=jnp.float32(0)),
-        **parts,
-        "weight_sum": text.weight_sum,
-        "accuracy": right.sum() / text.weight_sum,
-    }
 
 
 def require_targets(logits: Any, targets: Any, weights: Any) -> None:

@@ -15,17 +15,14 @@ import jax
 from openmoe_production import (
     grouping,
     mesh_layer,
-    moe,
     optimizer,
     sharding,
     stacking,
     training,
 )
-from openmoe_production.collectives import Shard
 from openmoe_production.sharding import Layout
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
-from openmoe_spec.records import LayerResult
 
 Mesh = tuple[int, int, int]
 """Devices along data, expert and model."""
@@ -70,14 +67,8 @@ def of_layer(parameters: Mapping[str, Any], groups: int) -> Require:
     """Return what a layer of whole groups asks of a layout. Spec: MESH-06."""
 
     def require(layout: Layout) -> None:
-        experts, width, hidden = parameters["wi_1"].shape
-        for name, size, logical in (
-            ("groups", groups, "batch"),
-            ("experts", experts, "expert"),
-            ("F", hidden, "expert_mlp"),
-            ("D", width, "expert_mlp"),
-        ):
-            layout.require_divisible(name, size, logical)
+        layout.require_divisible("groups", groups, "batch")
+        mesh_layer.require_parts(parameters, layout)
 
     return require
 
@@ -106,7 +97,7 @@ def of_layer_of_batch(parameters: Mapping[str, Any], inputs: Any, **sizes: int) 
 
     def require(layout: Layout) -> None:
         rows, length, _ = inputs.shape
-        of_layer(parameters, layout.size("batch"))(layout)
+        mesh_layer.require_parts(parameters, layout)
         of_batch(rows, length, experts=parameters["wi_1"].shape[0], **sizes)(layout)
 
     return require
@@ -148,48 +139,6 @@ def of_steps(
 
 
 # ---- functions of one device or of a mesh --------------------------------------------------
-
-
-def layer(
-    inputs: jax.Array,
-    parameters: Mapping[str, jax.Array],
-    noise: jax.Array | None = None,
-    *,
-    layout: Layout | None = None,
-    **options: Any,
-) -> LayerResult:
-    """Return `moe.moe` of whole groups. Spec: MESH-01, MESH-02."""
-    if layout is None:
-        return moe.moe(inputs, parameters, noise=noise, **options)
-    return mesh_layer.layer_on_mesh(inputs, parameters, layout=layout, noise=noise, **options)
-
-
-def layer_of_batch(
-    inputs: jax.Array,
-    parameters: Mapping[str, jax.Array],
-    *,
-    layout: Layout | None = None,
-    **options: Any,
-) -> LayerResult:
-    """Return `moe.moe_layer` of a batch. Errors: RejectedError MESH-06. Spec: MESH-01, MESH-02."""
-    if layout is None:
-        return moe.moe_layer(inputs, parameters, **options)
-    layout.require_divisible("batch", len(inputs), "batch")
-    of_layer(parameters, layout.size("batch"))(layout)  # experts and widths
-    experts, width, _ = parameters["wi_1"].shape
-    halves = {**parameters, "wi_0": parameters["wi_0"].reshape(experts, width, 2, -1)}
-
-    def share(x: jax.Array, weights: Mapping[str, jax.Array], *, shard: Shard) -> LayerResult:
-        own = {name: shard.at_hand(weights[name], axes) for name, axes in mesh_layer.AXES.items()}
-        own["wi_0"] = own["wi_0"].reshape(*own["wi_1"].shape[:2], -1)
-        return moe.moe_layer(x, own, shard=shard, **options)
-
-    of_result: Any = LayerResult  # of partitions
-    rows = layout.spec("batch")
-    of_weights = {name: layout.spec(*axes) for name, axes in mesh_layer.AXES.items()}
-    found = of_result(rows, rows, layout.spec(), rows)
-    result: LayerResult = layout.spread(share, (rows, of_weights), found)(inputs, halves)
-    return result
 
 
 def held(parameters: Mapping[str, Any], layout: Layout | None) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,45 +21,77 @@ AXES: Mapping[str, tuple[str | None, ...]] = {
 """Logical axes of the layer's weights; of the doubled one with its halves apart."""
 
 
-def layer_on_mesh(
+def layer(
     inputs: jax.Array,
     parameters: Mapping[str, jax.Array],
-    *,
-    layout: Layout,
     noise: jax.Array | None = None,
+    *,
+    layout: Layout | None = None,
     decision: Decision | None = None,
     **options: Any,
 ) -> LayerResult:
-    """Return `moe.moe` of whole groups [G, T, D], computed by all devices of a layout's mesh.
+    """Return `moe.moe` of whole groups [G, T, D], computed by all devices of a mesh, or by one.
 
     Options are those of `moe.moe`.
     Errors: RejectedError MESH-06 on groups, experts or widths that cannot be cut evenly, and those of
     `moe.moe`. Spec: MESH-01..MESH-03, MESH-08.
     """
-    experts, width, hidden = parameters["wi_1"].shape
-    for name, size, logical in (
-        ("groups", inputs.shape[0], "batch"),
-        ("experts", experts, "expert"),
-        ("F", hidden, "expert_mlp"),
-        ("D", width, "expert_mlp"),
-    ):
-        layout.require_divisible(name, size, logical)
-    halves = dict(parameters) | {"wi_0": parameters["wi_0"].reshape(experts, width, 2, -1)}
+    if layout is None:
+        return moe.moe(inputs, parameters, noise=noise, decision=decision, **options)
+    layout.require_divisible("groups", len(inputs), "batch")
     extra = {"noise": noise, "decision": decision}
     given = {name: value for name, value in extra.items() if value is not None}
-    rows, whole = layout.spec("batch"), layout.spec()
+    return _spread(moe.moe, inputs, parameters, given, layout, **options)
+
+
+def layer_of_batch(
+    inputs: jax.Array,
+    parameters: Mapping[str, jax.Array],
+    *,
+    layout: Layout | None = None,
+    **options: Any,
+) -> LayerResult:
+    """Return `moe.moe_layer` of a batch [B, L, D], on a mesh or on one device, as `layer` does.
+
+    Errors: RejectedError MESH-06, and those of `moe.moe_layer`. Spec: MESH-01, MESH-02.
+    """
+    if layout is None:
+        return moe.moe_layer(inputs, parameters, **options)
+    layout.require_divisible("batch", len(inputs), "batch")
+    return _spread(moe.moe_layer, inputs, parameters, {}, layout, **options)
+
+
+def require_parts(parameters: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse experts and widths that a layout cannot cut evenly. Spec: MESH-06."""
+    experts, width, hidden = parameters["wi_1"].shape
+    layout.require_divisible("experts", experts, "expert")
+    layout.require_divisible("F", hidden, "expert_mlp")
+    layout.require_divisible("D", width, "expert_mlp")
+
+
+def _spread(
+    function: Callable[..., LayerResult],
+    inputs: jax.Array,
+    parameters: Mapping[str, jax.Array],
+    given: Mapping[str, Any],
+    layout: Layout,
+    **options: Any,
+) -> LayerResult:
+    """Return a function's result; `given` are arrays that are split as the inputs are."""
+    require_parts(parameters, layout)
+    experts, width, _ = parameters["wi_1"].shape
+    halves = dict(parameters) | {"wi_0": parameters["wi_0"].reshape(experts, width, 2, -1)}
 
     def share(
         x: jax.Array, weights: Mapping[str, jax.Array], given: Mapping[str, Any], *, shard: Shard
     ) -> LayerResult:
         own = {name: shard.at_hand(weights[name], axes) for name, axes in AXES.items()}
         own["wi_0"] = own["wi_0"].reshape(*own["wi_1"].shape[:2], -1)
-        return moe.moe(x, own, shard=shard, **given, **options)
+        return function(x, own, shard=shard, **given, **options)
 
     of_result: Any = LayerResult  # of partitions
+    rows, whole = layout.spec("batch"), layout.spec()
     of_weights = {name: layout.spec(*axes) for name, axes in AXES.items()}
-    found = of_result(rows, rows, whole, rows)
-    result: LayerResult = layout.spread(share, (rows, of_weights, rows), found)(
-        inputs, halves, given
-    )
+    spread = layout.spread(share, (rows, of_weights, rows), of_result(rows, rows, whole, rows))
+    result: LayerResult = spread(inputs, halves, given)
     return result

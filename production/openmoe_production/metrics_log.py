@@ -36,6 +36,7 @@ class MetricsLog:
             writer = _writer()
         if jax.process_index():
             return
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / NAME
         kept = [line for line, step in _lines(path) if step <= begin_step]
         part = path.with_name(f"{NAME}.part")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from openmoe_production import attention, cross_entropy, layers
+from openmoe_production import attention, cross_entropy, layers, losses, mesh_layer, routing
 
 
 def cross_entropy_gradient(logits: jax.Array, targets: jax.Array, **options: Any) -> jax.Array:
@@ -18,6 +18,52 @@ def cross_entropy_gradient(logits: jax.Array, targets: jax.Array, **options: Any
         return cross_entropy.cross_entropy(logits, targets, **options).loss
 
     return jax.grad(loss)(logits)
+
+
+def layer_gradients(
+    inputs: jax.Array,
+    parameters: dict[str, jax.Array],
+    cotangent: jax.Array,
+    loss_factors: tuple[jax.Array, jax.Array],
+    **options: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return gradients of inputs and weights of the layer, its weighted losses included. Spec: MOE-09."""
+
+    def loss(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+        result = mesh_layer.layer(x, weights, **options)
+        assert result.metrics is not None
+        return (
+            (result.output * cotangent).sum()
+            + loss_factors[0] * result.metrics["auxiliary_loss"]
+            + loss_factors[1] * result.metrics["router_z_loss"]
+        )
+
+    return jax.grad(loss, argnums=(0, 1))(inputs, parameters)
+
+
+def router_gradients(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    gate_cotangent: jax.Array,
+    loss_factors: tuple[jax.Array, jax.Array],
+    *,
+    ignore_padding: bool = False,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Return gradients of inputs and kernel of the router's gates and losses. Spec: ROUTE-26."""
+
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        mask = routing.padding_mask(x) if ignore_padding else None
+        logits, probabilities = routing.logits_and_probabilities(x, w)
+        decision = routing.decide(probabilities, padding_mask=mask, **options)
+        expert = decision.expert_index
+        cotangent = jnp.take_along_axis(gate_cotangent, expert.clip(0), axis=-1)
+        gates = jnp.where(decision.kept, decision.gate * cotangent, 0).sum()
+        balance = losses.balance_loss(probabilities, expert, padding_mask=mask)
+        z = losses.router_z_loss(logits, padding_mask=mask)
+        return gates + loss_factors[0] * balance + loss_factors[1] * z
+
+    return jax.grad(loss, argnums=(0, 1))(inputs, kernel)
 
 
 def attention_gradients(

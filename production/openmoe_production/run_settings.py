@@ -3,154 +3,53 @@
 Sections of the file are dataclasses here, and each of their fields knows how it is read. Needs
 neither JAX nor Grain. Spec: RUN-01.
 """
-# ruff: noqa: RUF009 - `_field` makes a field, as `dataclasses.field` does
+# ruff: noqa: RUF009 - `read.setting` makes a field, as `dataclasses.field` does
 
 from __future__ import annotations
 
-import difflib
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from openmoe_production import data_arguments
+from openmoe_production import settings_fields as read
 from openmoe_spec.config import PUBLISHED, Configuration
 from openmoe_spec.data import SFT_ENDS
 from openmoe_spec.errors import RejectedError
-
-_CLAUSE = "RUN-01"
 
 MODES = ("ul2", "full_lm", "sft")
 SCHEDULES = ("inverse_square_root", "constant")
 DTYPES = ("float32", "bfloat16")
 
-Read = Callable[[str, Any, Path | None], Any]
-"""From a place in the file, what stands there, and the file's folder, to what a field holds."""
 
-
-# ---- how a field is read -----------------------------------------------------------------------
-
-
-def _field(read: Read, **default: Any) -> Any:
-    return field(metadata={"read": read}, **default)
-
-
-def _whole(*, least: int = 1, most: int = 2**31 - 1, **default: Any) -> Any:
-    whole = partial(data_arguments.whole, clause=_CLAUSE, least=least, most=most)
-    return _field(lambda place, value, _: whole(place, value), **default)
-
-
-def _finite(*, least: float, most: float = sys.float_info.max, **default: Any) -> Any:
-    finite = partial(data_arguments.finite, clause=_CLAUSE, least=least, most=most)
-    return _field(lambda place, value, _: finite(place, value), **default)
-
-
-def _one_of(legal: tuple[str, ...], **default: Any) -> Any:
-    one_of = partial(data_arguments.one_of, legal=legal, clause=_CLAUSE)
-    return _field(lambda place, value, _: one_of(place, value), **default)
-
-
-def _of_kind(kind: type, wanted: str, place: str, value: Any, _: Path | None) -> Any:
-    if not isinstance(value, kind):
-        raise RejectedError(place, _CLAUSE, f"must be {wanted}, got {value!r}")
-    return value
-
-
-_flag = partial(_of_kind, bool, "true or false")
-_text = partial(_of_kind, str, "a text")
-_table = partial(_of_kind, Mapping, "a table of fields")
-_list = partial(_of_kind, list, "a list")
-
-
-def _path(place: str, value: Any, folder: Path | None) -> Path:
-    """Return a path; from a file's folder on, where it must exist."""
-    path = (Path() if folder is None else folder) / _text(place, value, folder)
-    if not value or "\0" in value or not (folder is None or path.exists()):
-        raise RejectedError(place, _CLAUSE, f"there is no {str(path)!r}; name a file or a folder")
-    return path.absolute()
-
-
-def _each(read: Read, place: str, value: Any, folder: Path | None) -> tuple[Any, ...]:
-    found = _list(place, value, folder)
-    return tuple(read(f"{place}[{i}]", one, folder) for i, one in enumerate(found))
-
-
-def _some(read: Read, place: str, value: Any, folder: Path | None) -> tuple[Any, ...]:
-    if value == []:
-        raise RejectedError(place, _CLAUSE, "must hold at least one, is empty")
-    return _each(read, place, value, folder)
-
-
-def _steps(place: str, value: Any, folder: Path | None) -> tuple[int, ...]:
-    whole = partial(data_arguments.whole, clause=_CLAUSE, least=1)
-    return tuple(sorted(set(_each(lambda at, one, _: whole(at, one), place, value, folder))))
-
-
-def _values(kind: type, place: str, value: Any, folder: Path | None) -> dict[str, Any]:
-    """Return the fields of a table that are given; null, which TOML does not know, gives none."""
-    given = _table(place, value, folder)
-    known = {one.name: one.metadata["read"] for one in fields(kind)}
-    _require_known(place, given, known)
-    return {
-        name: known[name](_at(place, name), one, folder)
-        for name, one in given.items()
-        if one is not None
-    }
-
-
-def _made(kind: type, place: str, values: Mapping[str, Any], hint: str = "") -> Any:
-    for one in fields(kind):
-        if one.default is MISSING and one.name not in values:
-            raise RejectedError(_at(place, one.name), _CLAUSE, f"must be given{hint}")
-    return kind(**values)
-
-
-def _section(kind: type, place: str, value: Any, folder: Path | None) -> Any:
-    return _made(kind, place, _values(kind, place, value, folder))
+# ---- sections ----------------------------------------------------------------------------------
 
 
 def _model(place: str, value: Any, folder: Path | None) -> Configuration:
     """Return a published configuration by its name, or one of which all fields are given."""
-    given = _table(place, value, folder)
+    given = read.table(place, value, folder)
     known = {one.name: one.default for one in fields(Configuration)}
-    _require_known(place, given, known)
+    read.require_known(place, given, known)
     name = given.get("name", "own")
     published = PUBLISHED.get(name) if isinstance(name, str) else None
     taken = {"name": name} | (asdict(published) if published else {}) | dict(given)
     absent = [one for one, default in known.items() if default is MISSING and one not in taken]
     if absent:
         hint = f"give all fields, or nothing but a name of {', '.join(PUBLISHED)}"
-        raise RejectedError(place, _CLAUSE, f"lacks {', '.join(absent)}; {hint}")
+        raise RejectedError(place, read.CLAUSE, f"lacks {', '.join(absent)}; {hint}")
     try:
         found = Configuration(**taken)
     except RejectedError as error:
-        raise RejectedError(_at(place, error.argument), error.clause, error.reason) from error
+        raise RejectedError(read.at(place, error.argument), error.clause, error.reason) from error
     if published not in {None, found}:
         own = next(one for one in known if getattr(found, one) != getattr(published, one))
         reason = f"{name!r} is a published model of another {own}; give this one another name"
-        raise RejectedError(_at(place, "name"), _CLAUSE, reason)
+        raise RejectedError(read.at(place, "name"), read.CLAUSE, reason)
     return found
-
-
-def _at(place: str, name: str) -> str:
-    shown = name if str(name).isidentifier() else repr(name)
-    return f"{place}.{shown}" if place else shown
-
-
-def _require_known(place: str, given: Mapping[str, Any], known: Collection[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            what = f"field of {place}" if place else "section"
-            raise RejectedError(_at(place, name), _CLAUSE, f"is no {what}; {hint}")
-
-
-# ---- sections ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +60,13 @@ class Task:
     field  of JSON lines and Parquet, where the text stands; None in sft, which takes whole records
     """
 
-    paths: tuple[Path, ...] = _field(partial(_some, _path))
-    rate: float = _finite(least=sys.float_info.min, default=1.0)
-    name: str = _field(_text, default="")
-    field: str | None = _field(_text, default=None)
+    paths: tuple[Path, ...] = read.setting(partial(read.some, read.path))
+    rate: float = read.finite(least=sys.float_info.min, default=1.0)
+    name: str = read.setting(read.text, default="")
+    field: str | None = read.setting(read.text, default=None)
 
 
-_tasks = partial(_some, partial(_section, Task))
+_tasks = partial(read.some, partial(read.section, Task))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,15 +78,15 @@ class Data:
     threads, ahead  those of `data.Pipeline`, on which nothing depends but the time
     """
 
-    tokenizer: Path = _field(_path)
-    batch_size: int = _whole()
-    seed: int | None = _whole(least=0, most=2**32 - 1, default=None)
-    shuffle_buffer: int = _whole(least=0, default=0)
-    threads: int = _whole(least=0, default=0)
-    ahead: int = _whole(least=0, default=0)
-    tasks: tuple[Task, ...] | None = _field(_tasks, default=None)
-    inputs_length: int | None = _whole(least=2, default=None)
-    targets_length: int | None = _whole(least=2, default=None)
+    tokenizer: Path = read.setting(read.path)
+    batch_size: int = read.whole()
+    seed: int | None = read.whole(least=0, most=2**32 - 1, default=None)
+    shuffle_buffer: int = read.whole(least=0, default=0)
+    threads: int = read.whole(least=0, default=0)
+    ahead: int = read.whole(least=0, default=0)
+    tasks: tuple[Task, ...] | None = read.setting(_tasks, default=None)
+    inputs_length: int | None = read.whole(least=2, default=None)
+    targets_length: int | None = read.whole(least=2, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +97,11 @@ class Stage:
     inputs_length  None in full_lm
     """
 
-    mode: str = _one_of(MODES)
-    steps: int = _whole()
-    tasks: tuple[Task, ...] = _field(_tasks)
-    inputs_length: int | None = _whole(least=2, default=None)
-    targets_length: int = _whole(least=2)
+    mode: str = read.one_of(MODES)
+    steps: int = read.whole()
+    tasks: tuple[Task, ...] = read.setting(_tasks)
+    inputs_length: int | None = read.whole(least=2, default=None)
+    targets_length: int = read.whole(least=2)
 
     @property
     def row_length(self) -> int:
@@ -218,37 +117,30 @@ class Optimizer:
     averaged  gradients of microbatches are averaged, not added up as trained (OPT-11)
     """
 
-    schedule: str = _one_of(SCHEDULES, default=SCHEDULES[0])
-    rate: float | None = _finite(least=sys.float_info.min, default=None)
-    num_microbatches: int = _whole(default=1)
-    averaged: bool = _field(_flag, default=False)
-    num_expert_partitions: int = _whole(default=1)
+    schedule: str = read.one_of(SCHEDULES, default=SCHEDULES[0])
+    rate: float | None = read.finite(least=sys.float_info.min, default=None)
+    num_microbatches: int = read.whole(default=1)
+    averaged: bool = read.setting(read.flag, default=False)
+    num_expert_partitions: int = read.whole(default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
     """How devices are used, and R, on which the groups depend and which is never read off devices."""
 
-    data: int = _whole(default=1)
-    expert: int = _whole(default=1)
-    model: int = _whole(default=1)
-    parameters_over_data: bool = _field(_flag, default=False)
-    num_expert_replicas: int = _whole(default=1)
+    data: int = read.whole(default=1)
+    expert: int = read.whole(default=1)
+    model: int = read.whole(default=1)
+    parameters_over_data: bool = read.setting(read.flag, default=False)
+    num_expert_replicas: int = read.whole(default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
     """Dtype of activations, and whether layers are computed again in the backward pass."""
 
-    dtype: str = _one_of(DTYPES, default=DTYPES[0])
-    remat: bool = _field(_flag, default=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """The share of values that are left out."""
-
-    rate: float = _finite(least=0, most=1 - sys.float_info.epsilon, default=0.0)
+    dtype: str = read.one_of(DTYPES, default=DTYPES[0])
+    remat: bool = read.setting(read.flag, default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,52 +149,43 @@ class Checkpoints:
     the steps `early`, which all stay.
     """
 
-    every: int = _whole(default=500)
-    keep: int = _whole(default=3)
-    early: tuple[int, ...] = _field(_steps, default=())
+    every: int = read.whole(default=500)
+    keep: int = read.whole(default=3)
+    early: tuple[int, ...] = read.setting(read.steps, default=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
     """Which steps are written down, and whether as TensorBoard's events too."""
 
-    every: int = _whole(default=10)
-    tensorboard: bool = _field(_flag, default=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Held-out documents, fed as those of the last stage; `batches` of each task, None: all."""
-
-    every: int = _whole()
-    tasks: tuple[Task, ...] = _field(_tasks)
-    batches: int | None = _whole(default=None)
+    every: int = read.whole(default=10)
+    tensorboard: bool = read.setting(read.flag, default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """The checkpoint whose parameters the run begins with; `step` None: its newest."""
 
-    checkpoint: Path = _field(_path)
-    step: int | None = _whole(default=None)
+    checkpoint: Path = read.setting(read.path)
+    step: int | None = read.whole(default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Everything that a training run follows from. Made by `load` and `from_mapping`."""
 
-    seed: int = _whole(least=0, most=2**32 - 1, default=0)
-    model: Configuration = _field(_model)
-    data: Data = _field(partial(_section, Data))
-    stage: tuple[Stage, ...] = _field(partial(_some, partial(_values, Stage)))
-    optimizer: Optimizer = _field(partial(_section, Optimizer), default=Optimizer())
-    mesh: Mesh = _field(partial(_section, Mesh), default=Mesh())
-    arithmetic: Arithmetic = _field(partial(_section, Arithmetic), default=Arithmetic())
-    dropout: Dropout = _field(partial(_section, Dropout), default=Dropout())
-    checkpoints: Checkpoints = _field(partial(_section, Checkpoints), default=Checkpoints())
-    log: Log = _field(partial(_section, Log), default=Log())
-    evaluation: Evaluation | None = _field(partial(_section, Evaluation), default=None)
-    start: Start | None = _field(partial(_section, Start), default=None)
+    seed: int = read.whole(least=0, most=2**32 - 1, default=0)
+    model: Configuration = read.setting(_model)
+    data: Data = read.setting(partial(read.section, Data))
+    stage: tuple[Stage, ...] = read.setting(partial(read.some, partial(read.values, Stage)))
+    optimizer: Optimizer = read.setting(partial(read.section, Optimizer), default=Optimizer())
+    mesh: Mesh = read.setting(partial(read.section, Mesh), default=Mesh())
+    arithmetic: Arithmetic = read.setting(partial(read.section, Arithmetic), default=Arithmetic())
+    checkpoints: Checkpoints = read.setting(
+        partial(read.section, Checkpoints), default=Checkpoints()
+    )
+    log: Log = read.setting(partial(read.section, Log), default=Log())
+    start: Start | None = read.setting(partial(read.section, Start), default=None)
 
     @property
     def total_steps(self) -> int:
@@ -331,11 +214,10 @@ class RunSettings:
     def fixed(self) -> dict[str, Any]:
         """Return what runs must agree on so that one goes on exactly as the other would have.
 
-        Not among it: where files lie, how devices are used, what is saved, logged and evaluated, and how
-        long the last stage is, so a run may be moved and lengthened.
+        Not among it: where files lie, how devices are used, what is saved and logged, and how long the last stage is, so a run may be moved and lengthened.
         """
         found = self.to_mapping()
-        for name in ("checkpoints", "log", "evaluation", "start"):
+        for name in ("checkpoints", "log", "start"):
             del found[name]
         found["mesh"] = {"num_expert_replicas": self.mesh.num_expert_replicas}
         del found["arithmetic"]["remat"]
@@ -369,11 +251,11 @@ def load(path: Path) -> RunSettings:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RejectedError("file", _CLAUSE, f"cannot be read ({error.strerror})") from error
+        raise RejectedError("file", read.CLAUSE, f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise RejectedError("file", _CLAUSE, "is not UTF-8 text") from error
+        raise RejectedError("file", read.CLAUSE, "is not UTF-8 text") from error
     except tomllib.TOMLDecodeError as error:
-        raise RejectedError("file", _CLAUSE, f"is no TOML: {error}") from error
+        raise RejectedError("file", read.CLAUSE, f"is no TOML: {error}") from error
     return from_mapping(given, path.absolute().parent)
 
 
@@ -382,7 +264,7 @@ def from_mapping(given: Mapping[str, Any], folder: Path | None = None) -> RunSet
 
     Without a folder paths stay as they are, and need not exist. Errors: RejectedError RUN-01.
     """
-    values = _values(RunSettings, "", given, folder)
+    values = read.values(RunSettings, "", given, folder)
     data = values.get("data")
     if data is not None and "stage" in values:
         shared = {
@@ -393,7 +275,7 @@ def from_mapping(given: Mapping[str, Any], folder: Path | None = None) -> RunSet
         values["stage"] = tuple(
             _stage(f"stage[{i}]", one, shared) for i, one in enumerate(values["stage"])
         )
-    settings: RunSettings = _made(RunSettings, "", values)
+    settings: RunSettings = read.made(RunSettings, "", values)
     _check(settings)
     return settings
 
@@ -403,15 +285,17 @@ def _stage(place: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Sta
     mode = own.get("mode")
     if mode == "full_lm":
         shared = {name: one for name, one in shared.items() if name != "inputs_length"}
-    found: Stage = _made(Stage, place, {**shared, **own}, ", here or in [data]")
+    found: Stage = read.made(Stage, place, {**shared, **own}, ", here or in [data]")
     if (found.inputs_length is None) != (found.mode == "full_lm"):
         reason = f"is not of {mode}" if found.mode == "full_lm" else f"must be given for {mode}"
-        raise RejectedError(f"{place}.inputs_length", _CLAUSE, reason)
+        raise RejectedError(f"{place}.inputs_length", read.CLAUSE, reason)
     for i, task in enumerate(found.tasks):
         if found.mode == "sft" and task.name not in SFT_ENDS:
             legal = ", ".join(SFT_ENDS)
             raise RejectedError(
-                f"{place}.tasks[{i}].name", _CLAUSE, f"must be one of {legal}, got {task.name!r}"
+                f"{place}.tasks[{i}].name",
+                read.CLAUSE,
+                f"must be one of {legal}, got {task.name!r}",
             )
     return found
 
@@ -423,23 +307,23 @@ def _check(settings: RunSettings) -> None:
         if stage.row_length > model.max_length:
             raise RejectedError(
                 f"stage[{i}].targets_length",
-                _CLAUSE,
+                read.CLAUSE,
                 f"makes rows of {stage.row_length}, model.max_length is {model.max_length}",
             )
     chosen = settings.optimizer
     slices = chosen.num_microbatches
     if rows % slices:
         reason = f"must divide data.batch_size, {rows}, got {slices}"
-        raise RejectedError("optimizer.num_microbatches", _CLAUSE, reason)
+        raise RejectedError("optimizer.num_microbatches", read.CLAUSE, reason)
     shares = mesh.data * mesh.expert
     if rows // slices % shares:
         step = slices * shares
         raise RejectedError(
             "data.batch_size",
-            _CLAUSE,
+            read.CLAUSE,
             f"{rows} rows in {slices} microbatches cannot be split over {mesh.data} x {mesh.expert} "
             f"devices; {-(-rows // step) * step} would do",
         )
     if (chosen.rate is None) != (chosen.schedule != "constant"):
         reason = "must be given for constant" if chosen.rate is None else "is of constant alone"
-        raise RejectedError("optimizer.rate", _CLAUSE, reason)
+        raise RejectedError("optimizer.rate", read.CLAUSE, reason)

@@ -194,6 +194,7 @@ class Trainer:
             ("the gradients' norm", record.gradient_norms["all"]),
         ):
             if not math.isfinite(value):
+                self.checkpoints.wait()  # what is being written is good
                 raise NotFiniteError(made.step, what, self.checkpoints.latest())
         return record
 

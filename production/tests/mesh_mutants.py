@@ -128,7 +128,7 @@ class DropsArePerDevice(OnOneMesh, at=(routing, "decide"), wrong=_in_pieces):
 
 # ---- the layer -----------------------------------------------------------------------------
 
-_metrics, _layer = losses.metrics, mesh_layer.layer_on_mesh
+_metrics, _layer = losses.metrics, mesh_layer.layer
 
 
 def _mean_of_quotients(*arguments: Any, shard: Shard = ALONE, **options: Any) -> Any:

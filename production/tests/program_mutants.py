@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from openmoe_conformance.mutants import mutant
-from openmoe_production import adapter, layers, moe, one_hot, programs, routing
+from openmoe_production import layers, moe, one_hot, part_gradients, programs, routing
 from openmoe_production.adapter import Adapter
 from openmoe_spec.records import Decision
 
@@ -134,5 +134,5 @@ class BackwardPassForgetsGates(Adapter):
         factors = (auxiliary_loss_factor, router_z_loss_factor)
         arrays = jax.tree.map(jnp.asarray, (inputs, dict(parameters), cotangent))
         with patch.object(moe, "combine", _combine):  # untraced: nothing cached is used
-            d_inputs, d_parameters = adapter._moe_gradients(*arrays, factors, **options)
+            d_inputs, d_parameters = part_gradients.layer_gradients(*arrays, factors, **options)
         return {"inputs": d_inputs, **d_parameters}

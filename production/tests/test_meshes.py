@@ -32,19 +32,8 @@ from openmoe_production.sharding import PARAMETERS_OVER_DATA, RULES, Layout, mak
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 
-CASE = model_cases.fixed(
-    rows=16,
-    length=16,
-    width=8,
-    heads=8,
-    head_dim=2,
-    hidden=8,
-    expert_hidden=8,
-    experts=8,
-    max_group_size=8,
-    least=1,
-)
-FIELDS, PARAMETERS, BATCH = model_cases.build(CASE | {"vocabulary": 32})
+CASE = model_cases.in_eighths(length=16)
+FIELDS, PARAMETERS, BATCH = model_cases.build(CASE)
 CONFIGURATION = Configuration(**FIELDS)
 
 
@@ -274,7 +263,7 @@ def test_the_layer_takes_noise_and_forced_decisions_of_all_groups():
     layer["router"] = PARAMETERS["decoder/layers_1/mlp/router/router_weights/w/kernel"]
     one = Adapter()
     wanted = one.moe(inputs, layer, k=2, capacity=2, noise=noise)
-    run = partial(mesh_layer.layer_on_mesh, layout=layout_of(2, 2, 2), k=2, capacity=2)
+    run = partial(mesh_layer.layer, layout=layout_of(2, 2, 2), k=2, capacity=2)
     for given in ({"noise": noise}, {"noise": noise, "decision": wanted.decision}):
         got = compiled(run)(inputs, layer, **jax.tree.map(jnp.asarray, given))
         assert np.array_equal(got.decision.kept, wanted.decision.kept)
@@ -342,3 +331,8 @@ def test_the_text_behind_the_name_is_the_mesh():
     assert adapter.name.endswith("1x2x1")
     with pytest.raises(UsageError, match="sub is no class that takes 'x'"):
         loading.load("operator:sub@x")
+
+
+def test_joined_gates_are_refused_where_widths_are_split():
+    with pytest.raises(RejectedError, match="split_gates"):
+        model.forward(PARAMETERS, BATCH, CONFIGURATION, layout=layout_of(1, 1, 2))

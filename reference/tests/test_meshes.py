@@ -99,19 +99,8 @@ def test_confidence_is_no_mean_of_quotients():
 SEVERAL = [Mesh(2), Mesh(1, 2, 1), Mesh(1, 1, 4), Mesh(2, 2, 2), Mesh(8), Mesh(1, 8, 1)]
 ON_SEVERAL_MESHES = pytest.mark.parametrize("mesh", SEVERAL, ids=str)
 
-CASE = model_cases.fixed(
-    rows=16,
-    length=32,
-    heads=8,
-    head_dim=2,
-    hidden=8,
-    expert_hidden=8,
-    experts=8,
-    max_group_size=8,
-    least=1,
-    seed=1,
-)
-FIELDS, PARAMETERS, BATCH = model_cases.build(CASE | {"vocabulary": 32})
+CASE = model_cases.in_eighths(seed=1)
+FIELDS, PARAMETERS, BATCH = model_cases.build(CASE)
 CONFIGURATION = Configuration(**FIELDS)
 CALL = model.Call(training=True)
 ALONE = model.forward(PARAMETERS, BATCH, CONFIGURATION, call=CALL)

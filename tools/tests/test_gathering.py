@@ -13,8 +13,8 @@ import pytest
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.data import END
-from openmoe_tools.data import gathering
-from openmoe_tools.data.gathering import KINDS
+from openmoe_tools.data import gathering, machine_text
+from openmoe_tools.data.machine_text import KINDS
 
 
 def prose(seed, count=120):
@@ -33,9 +33,9 @@ def manual(seed):
 def machine(monkeypatch, tmp_path):
     """Return a function that puts files on a machine that has nothing else; names begin with a root."""
     roots = {one: tmp_path / one for one in ("stdlib", "purelib", "man", "doc")}
-    monkeypatch.setattr(gathering.sysconfig, "get_path", lambda name: str(roots[name]))
-    monkeypatch.setattr(gathering, "MANUALS", roots["man"])
-    monkeypatch.setattr(gathering, "SHARED_DOCUMENTATION", roots["doc"])
+    monkeypatch.setattr(machine_text.sysconfig, "get_path", lambda name: str(roots[name]))
+    monkeypatch.setattr(machine_text, "MANUALS", roots["man"])
+    monkeypatch.setattr(machine_text, "SHARED_DOCUMENTATION", roots["doc"])
 
     def put(given):
         for name, content in given.items():
@@ -122,7 +122,7 @@ def test_every_kind_is_found_and_only_what_is_worth_reading_is_kept(machine, tmp
     ],
 )
 def test_manual_pages_lose_their_macros(page, text):
-    assert gathering.manual_text(page) == text
+    assert machine_text.manual_text(page) == text
 
 
 # ---- what is taken -----------------------------------------------------------------------------

@@ -38,18 +38,7 @@ from openmoe_conformance.subject import Subject
 CLEAR = 1e-4
 """Least gap in logits of a clear case; a float32 model's logits err by less than 3e-5."""
 
-MODEL = model_cases.fixed(
-    blocks=1,
-    rows=32,
-    length=32,
-    heads=8,
-    head_dim=2,
-    hidden=8,
-    expert_hidden=8,
-    experts=8,
-    max_group_size=8,
-    least=1,
-) | {"vocabulary": 32}
+MODEL = model_cases.in_eighths(blocks=1, rows=32)
 """Every size has eight parts; rows of unlike numbers of tokens; a capacity of one slot."""
 
 DEEP = MODEL | {"blocks": 2, "rows": 16}
