@@ -187,7 +187,7 @@ class Trainer:
                 for i, one in shown.loads.items()
             },
             gradient_norms={name: float(value) for name, value in norms.items()},
-            tokens=round(losses["weight_sum"] * slices),
+            tokens=round(losses["weight_sum"] * settings.num_microbatches),
         )
         for what, value in (
             ("the loss", record.losses["total"]),

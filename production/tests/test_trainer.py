@@ -122,8 +122,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(settings_of, tmp_path):
     assert all(np.array_equal(one[name], other[name]) for name in one)
     read = metrics_log.read(tmp_path / "parts")
     assert read == metrics_log.read(tmp_path / "whole")
-    assert read[-1]["loads"]["1"]["chosen"]
+    assert read[-1]["tokens"] == 4 * 32
     assert sum(read[-1]["loads"]["1"]["chosen"]) == 2 * 4 * 32
+
+
+def test_averaged_microbatches_count_the_same_tokens(settings_of, tmp_path):
+    kinds = [{}, {"a": ("num_microbatches = 2", "num_microbatches = 2\naveraged = true")}]
+    found = [
+        finished(settings_of(**one), tmp_path / str(i), stop=1)[1][0] for i, one in enumerate(kinds)
+    ]
+    assert found[0].tokens == found[1].tokens
+    assert found[0].losses == pytest.approx(found[1].losses)  # of a microbatch, either way
+    norms = [one.gradient_norms["all"] for one in found]
+    assert norms[0] == pytest.approx(2 * norms[1])
 
 
 CHILD = """
