@@ -141,16 +141,18 @@ class ConfidenceIsAMeanOfQuotients(OnOneMesh, at=(losses, "metrics"), wrong=_mea
     """Every device divides its own counts, and the quotients are averaged."""
 
 
-def _joined_halves(inputs: Any, parameters: Any, *, layout: Any, **options: Any) -> Any:
+def _joined_halves(
+    inputs: Any, parameters: Any, noise: Any = None, *, layout: Any = None, **options: Any
+) -> Any:
+    if layout is None:
+        return _layer(inputs, parameters, noise, **options)
     wi_0, parts = parameters["wi_0"], layout.size("expert_mlp")
     pieces = wi_0.reshape(*wi_0.shape[:2], parts, 2, -1).swapaxes(2, 3).reshape(wi_0.shape)
-    return _layer(inputs, {**parameters, "wi_0": pieces}, layout=layout, **options)
+    return _layer(inputs, {**parameters, "wi_0": pieces}, noise, layout=layout, **options)
 
 
 @mutant("MESH-02")
-class TheGateIsCutAtTheJoinedWidth(
-    OnOneMesh, at=(mesh_layer, "layer_on_mesh"), wrong=_joined_halves
-):
+class TheGateIsCutAtTheJoinedWidth(OnOneMesh, at=(mesh_layer, "layer"), wrong=_joined_halves):
     """Devices have columns of wi_0 as they stand, those of the halves mixed."""
 
 
