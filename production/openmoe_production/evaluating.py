@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from numpy import ndarray
 
 from openmoe_production import model, run_data
 from openmoe_production.data import Features
@@ -23,11 +26,13 @@ class Evaluated(NamedTuple):
     tokens    positions with a loss
     loss      cross entropy in nats, without z-loss and router losses
     accuracy  share of positions whose likeliest id is the target
+    unigram   entropy of the targets' own frequencies: no model that knows these alone has a lower loss
     """
 
     tokens: int
     loss: float
     accuracy: float
+    unigram: float
 
 
 class Evaluator:
@@ -53,9 +58,12 @@ class Evaluator:
     ) -> Evaluated | None:
         """Return the means over all batches, None where no position has a loss; `heard` a batch."""
         tokens, loss, right = 0.0, 0.0, 0.0
+        targets: Counter[int] = Counter()
         for features in batches:
-            if not features["decoder_loss_weights"].any():
+            counted = features["decoder_loss_weights"] > 0
+            if not counted.any():
                 continue
+            targets.update(features["decoder_target_tokens"][counted].tolist())
             batch = run_data.on_mesh(features, self._layout)
             _, parts = self._losses(parameters, batch)
             found = {name: float(value) for name, value in jax.device_get(parts).items()}
@@ -63,7 +71,16 @@ class Evaluator:
             loss += found["weight_sum"] * found["cross_entropy"]
             right += found["weight_sum"] * found["accuracy"]
             heard()
-        return Evaluated(round(tokens), loss / tokens, right / tokens) if tokens else None
+        if not targets:
+            return None
+        counts = np.array(list(targets.values()))
+        return Evaluated(round(tokens), loss / tokens, right / tokens, entropy(counts))
+
+
+def entropy(counts: ndarray) -> float:
+    """Return the entropy in nats of frequencies, of which counts above 0 are given."""
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def by_objective(

@@ -171,6 +171,18 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Text that is not trained on; what a run computes does not depend on it.
+
+    tasks    those that `sft` has a name for are fed so, the others as the other stages do
+    batches  of a task and of what is asked of it, at most; None: all
+    """
+
+    tasks: tuple[Task, ...] = read.setting(_tasks)
+    batches: int | None = read.whole(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Everything that a training run follows from. Made by `load` and `from_mapping`."""
 
@@ -186,6 +198,7 @@ class RunSettings:
     )
     log: Log = read.setting(partial(read.section, Log), default=Log())
     start: Start | None = read.setting(partial(read.section, Start), default=None)
+    evaluation: Evaluation | None = read.setting(partial(read.section, Evaluation), default=None)
 
     @property
     def total_steps(self) -> int:
@@ -214,10 +227,11 @@ class RunSettings:
     def fixed(self) -> dict[str, Any]:
         """Return what runs must agree on so that one goes on exactly as the other would have.
 
-        Not among it: where files lie, how devices are used, what is saved and logged, and how long the last stage is, so a run may be moved and lengthened.
+        Not among it: where files lie, how devices are used, what is saved, logged and evaluated, and
+        how long the last stage is, so a run may be moved and lengthened.
         """
         found = self.to_mapping()
-        for name in ("checkpoints", "log", "start"):
+        for name in ("checkpoints", "log", "start", "evaluation"):
             del found[name]
         found["mesh"] = {"num_expert_replicas": self.mesh.num_expert_replicas}
         del found["arithmetic"]["remat"]

@@ -31,7 +31,9 @@ vectors_app = typer.Typer(help="Stored vectors: list, import, export.")
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_commands.tokenizer_app, name="tokenizer")
 app.add_typer(data_commands.data_app, name="data")
+app.command("prepare")(run_commands.prepare)
 app.command("train")(run_commands.train)
+app.command("eval")(run_commands.evaluate)
 
 BAD_USAGE = 3
 

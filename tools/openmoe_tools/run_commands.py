@@ -1,4 +1,4 @@
-"""`openmoe train`: the command and its options."""
+"""`openmoe prepare`, `openmoe train`, `openmoe eval`: the commands and their options."""
 # ruff: noqa: PLR0917, FBT002 - the command line library reads signatures
 
 from __future__ import annotations
@@ -27,15 +27,39 @@ Process = Annotated[int | None, typer.Option(min=0, help="Which of them this is,
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 
 
-def train(
-    config: Annotated[
-        Path,
-        typer.Argument(help="A TOML file; SPEC.md chapter 20 and production/README.md."),
+Config = Annotated[
+    Path, typer.Argument(help="A TOML file; SPEC.md chapter 20 and production/README.md.")
+]
+Output = Annotated[Path | None, typer.Option(help="Folder of the run (default: the TOML file's).")]
+
+
+def prepare(
+    preset: Annotated[
+        str, typer.Argument(help="small: trained from the start; questions: fine-tuned.")
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run (default: the TOML file's)."),
+    folder: Annotated[Path, typer.Argument(help="Folder of the run; made where there is none.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text of your own (may be repeated; default: what is on the machine)."),
     ] = None,
+    megabytes: Annotated[float | None, typer.Option(help="Of text at most (default: 16).")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Of questions: folder of the run to begin with.")
+    ] = None,
+) -> None:
+    """Put text, a tokeniser of its own and settings into a folder, ready for `openmoe train`.
+
+    Exit codes: 0 prepared, 3 bad usage or unreadable input. Needs the extra `data`.
+    """
+    from openmoe_tools.runs import preparing  # noqa: PLC0415
+
+    request = preparing.Request(preset, folder, tuple(text or ()), megabytes, start)
+    raise typer.Exit(preparing.prepare(request))
+
+
+def train(
+    config: Config,
+    output: Output = None,
     cpu_devices: CpuDevices = None,
     distributed: Distributed = False,
     coordinator: Coordinator = None,
@@ -53,3 +77,62 @@ def train(
 
     asked = devices.Devices(cpu_devices, distributed, coordinator, processes, process)
     raise typer.Exit(training.train(training.Request(config, output, asked, json)))
+
+
+def evaluate(
+    config: Config,
+    output: Output = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Text to evaluate on (default: the file's [evaluation])."
+        ),
+    ] = None,
+    field: Annotated[
+        str, typer.Option(help="Where the text stands in JSON lines and Parquet of --data.")
+    ] = "text",
+    step: Annotated[
+        int | None, typer.Option(min=1, help="A step that is saved (default: the newest).")
+    ] = None,
+    every_step: Annotated[
+        bool, typer.Option("--every-step", help="Every step that is saved.")
+    ] = False,
+    mode: Annotated[
+        str | None, typer.Option(help="Feed as this stage does (default: as each of them).")
+    ] = None,
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Batches of each row of the table (default: all).")
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(metavar="DxExM", help="Another mesh than the run's: data x expert x model."),
+    ] = None,
+    cpu_devices: CpuDevices = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    json: JsonFile = None,
+) -> None:
+    """Show loss and accuracy of a run's checkpoints by data set, and by what is asked of the text.
+
+    The quantities of the paper's first two figures: token accuracy by data set, and by objective.
+    Exit codes: 0 evaluated, 3 bad usage or unreadable input. Needs `production` and `data`.
+    """
+    from openmoe_tools.runs import devices, evaluating  # noqa: PLC0415
+
+    asked = devices.Devices(cpu_devices, distributed, coordinator, processes, process)
+    request = evaluating.Request(
+        config=config,
+        output=output,
+        data=tuple(data or ()),
+        field=field,
+        step=step,
+        every_step=every_step,
+        mode=mode,
+        batches=batches,
+        mesh=mesh,
+        devices=asked,
+        json=json,
+    )
+    raise typer.Exit(evaluating.evaluate(request))

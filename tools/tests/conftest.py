@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from typing import NamedTuple
 
 import pytest
@@ -45,6 +46,55 @@ def complains(run):
             assert word in found.stderr
 
     return call
+
+
+TINY = {
+    "num_layers = 6": "num_layers = 2",
+    "num_moe_layers = 3": "num_moe_layers = 1",
+    "embed_dim = 128": "embed_dim = 32",
+    "head_dim = 32": "head_dim = 8",
+    "mlp_dim = 256": "mlp_dim = 32",
+    "vocabulary_size = 8320": "vocabulary_size = 2400",
+    "inputs_length = 128": "inputs_length = 32",
+    "targets_length = 128": "targets_length = 32",
+    "targets_length = 256": "targets_length = 64",
+    "early = [1, 2, 5, 10, 20, 50, 100]": "early = [1]",
+}
+"""What makes a run of the preset `small` one of seconds."""
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with the preset `small` for a little text, made as `openmoe prepare` does."""
+    from openmoe_tools.runs import preparing
+
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(preparing, "PIECES", 2000)
+        request = preparing.Request("small", folder, (), 0.4, None)
+        assert preparing.prepare(request) == 0
+    return folder
+
+
+@pytest.fixture
+def tiny_run(prepared):
+    """Write settings of so many steps, half of each stage, beside the text; return their file."""
+
+    def write(*, steps=8, every=4, **changes):
+        text = (prepared / "run.toml").read_text(encoding="utf-8")
+        more = {
+            "steps = 700": f"steps = {steps // 2}",
+            "steps = 500": f"steps = {steps - steps // 2}",
+            "every = 200": f"every = {every}",
+        }
+        for old, new in (TINY | more | changes).items():
+            assert old in text, old
+            text = text.replace(old, new)
+        path = prepared / f"run_{zlib.crc32(text.encode())}.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
 
 
 TYPES = {

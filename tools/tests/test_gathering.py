@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_spec.data import END
 from openmoe_tools.data import gathering, machine_text
 from openmoe_tools.data.machine_text import KINDS
 
@@ -312,41 +311,3 @@ def test_what_cannot_be_gathered_is_refused(machine, tmp_path, options, words):
         gathering.gather(folder, paths=paths, **rest)
     assert "\n" not in str(refused.value)
     assert not (folder / gathering.TRAIN).exists()
-
-
-# ---- entropies ---------------------------------------------------------------------------------
-
-
-def test_entropies_of_known_distributions():
-    found = gathering.unigram_entropy(np.full(8, 100), np.full(8, 3))
-    assert found.of_held_out == pytest.approx(math.log(8))
-    assert found.by_train_counts == pytest.approx(math.log(8))
-    found = gathering.unigram_entropy(np.array([3, 0, 1]), np.array([0, 1, 3]))
-    assert found.of_held_out == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
-    assert found.by_train_counts == pytest.approx(-0.25 * math.log(1 / 7) - 0.75 * math.log(2 / 7))
-
-
-def test_no_training_counts_are_better_than_the_held_out_frequencies():
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        train, held_out = generator.integers(0, 50, (2, 30))
-        found = gathering.unigram_entropy(train, held_out)
-        assert found.of_held_out < found.by_train_counts
-
-
-@pytest.mark.parametrize(("train", "held_out"), [([1, 2], [1, 2, 3]), ([1, 2], [0, 0])], ids=str)
-def test_counts_of_other_ids_or_of_nothing_are_refused(train, held_out):
-    with pytest.raises(UsageError, match="must be of the same ids, and some token be held out"):
-        gathering.unigram_entropy(np.array(train), np.array(held_out))
-
-
-def test_tokens_are_counted_with_an_end_for_each_text():
-    class Letters:
-        size = 128
-
-        def encode(self, text):
-            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-    counts = gathering.token_counts(["abca", "", "b"], Letters())
-    assert counts.shape == (128,)
-    assert {i: counts[i] for i in np.flatnonzero(counts)} == {END: 3, 97: 2, 98: 2, 99: 1}

@@ -13,24 +13,17 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy import ndarray
+from typing import Any
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_spec.data import END
 from openmoe_tools import files
 from openmoe_tools.data import opening
 from openmoe_tools.data.corpus import Document
 from openmoe_tools.data.machine_text import KINDS, SHORTEST, documents_of, rank
-
-if TYPE_CHECKING:  # an optional extra may be missing
-    from openmoe_production.vocabulary import Vocabulary
 
 SCHEMA = "openmoe-corpus/1"
 TRAIN, HELD_OUT, MANIFEST = "train.jsonl", "held_out.jsonl", "manifest.json"
@@ -274,45 +267,3 @@ def _counts(taken: Sequence[Taken]) -> dict[str, Any]:
         "parts": sum(len(one.parts) for one in taken),
         "bytes": sum(len(part.encode()) for one in taken for part in one.parts),
     }
-
-
-# ---- what a model of single tokens can know ----------------------------------------------------
-
-
-class UnigramEntropy(NamedTuple):
-    """Losses of models that know how frequent tokens are and nothing else, nats a token.
-
-    of_held_out     that of the held-out frequencies themselves: none of these models does better
-    by_train_counts that of the training frequencies on held-out tokens, one added to each count
-    """
-
-    of_held_out: float
-    by_train_counts: float
-
-
-def token_counts(texts: Iterable[str], vocabulary: Vocabulary) -> ndarray:
-    """Return how often each id is in texts, int64 [V], with an end behind each as in the causal stream."""
-    counts = np.zeros(vocabulary.size, np.int64)
-    for text in texts:
-        counts += np.bincount(vocabulary.encode(text), minlength=vocabulary.size)
-        counts[END] += 1
-    return counts
-
-
-def unigram_entropy(train_counts: ndarray, held_out_counts: ndarray) -> UnigramEntropy:
-    """Return what is lost on held-out tokens without looking at any other token.
-
-    Counts are of ids, whole numbers [V]. Errors: UsageError.
-    """
-    train, held_out = (np.asarray(one, np.float64) for one in (train_counts, held_out_counts))
-    if train.ndim != 1 or train.shape != held_out.shape or not held_out.sum() > 0:
-        raise UsageError(
-            f"counts {list(train.shape)} and {list(held_out.shape)}: must be of the same ids, and "
-            "some token be held out"
-        )
-    there = held_out > 0
-    shares = held_out[there] / held_out.sum()
-    learnt = (train[there] + 1) / (train.sum() + len(train))
-    return UnigramEntropy(
-        float(-(shares * np.log(shares)).sum()), float(-(shares * np.log(learnt)).sum())
-    )

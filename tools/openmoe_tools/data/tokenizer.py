@@ -49,11 +49,12 @@ def train(
     vocabulary_size: int,
     max_bytes: int = TRAINING_BYTES,
     exact: bool = True,
+    blanks: bool = False,
 ) -> bytes:
     """Return a serialised unigram model of `vocabulary_size` pieces, the same for the same texts.
 
     It is trained on the first texts alone, about `max_bytes` of them; where it need not be `exact`, it
-    has fewer pieces if the texts are few.
+    has fewer pieces if the texts are few. `blanks`: pieces of several blanks, for text that is indented.
     Errors: MissingExtraError; TokenizerError when the texts are too few for so many pieces.
     """
     library = _sentencepiece()
@@ -74,6 +75,7 @@ def train(
             # Source text: spaces are meaning, so they are neither joined nor trimmed.
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=blanks,
             max_sentence_length=4 * _LONGEST_LINE,
             num_threads=1,  # more would make the result depend on their timing
             shuffle_input_sentence=False,
