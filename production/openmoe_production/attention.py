@@ -17,6 +17,7 @@ from openmoe_production.arguments import (
 )
 from openmoe_production.batches import require_segments
 from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.dropout import Dropped
 from openmoe_spec.errors import RejectedError
 
 KERNELS = ("query", "key", "value", "out")
@@ -116,6 +117,7 @@ def attention(
     num_heads: int,
     positions: jax.Array | None = None,
     cache: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    dropped: Dropped | None = None,
     shard: Shard = ALONE,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the output [B, Q, D] and the keys and values [B, L, H, N] that were seen, not rotated.
@@ -123,7 +125,8 @@ def attention(
     All arithmetic is in the dtype of `inputs` [B, Q, D]. `visible` bool [B, Q, L] says which keys a
     query may see (None: all); `positions` [Q] or [B, Q] are those of the queries (None: 0, 1, ...),
     keys stand at 0 ... L - 1. `cache` is keys and values of earlier tokens and index [B], the slot
-    of the first of these Q; what falls behind the last slot is not kept. In a `shard` heads are its
+    of the first of these Q; what falls behind the last slot is not kept. `dropped` is what
+    becomes of the weights [B, G, R, Q, L] in training. In a `shard` heads are its
     part of them, and so are kernels.
     Errors: RejectedError ATTN-12. Spec: ATTN-05..ATTN-11.
     """
@@ -143,14 +146,19 @@ def attention(
         require_mask("visible", visible, wanted, "ATTN-12")
     queries = rotate(queries, jnp.arange(length) if positions is None else positions)
     # Rotated anew in every call: the cache holds keys as they came.
-    mixed = _attend(queries, rotate(keys, jnp.arange(keys.shape[1])), values, visible)
+    rotated = rotate(keys, jnp.arange(keys.shape[1]))
+    mixed = _attend(queries, rotated, values, visible, dropped)
     out = kernels["out"].astype(inputs.dtype)
     output = jnp.einsum("bqf,fd->bqd", mixed.reshape(batch, length, -1), out)
     return shard.sum("joined_kv", output), keys, values
 
 
 def _attend(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | None
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array | None,
+    dropped: Dropped | None,
 ) -> jax.Array:
     """Return [B, Q, H, N]; R queries share each of the heads G of keys and values."""
     batch, length, heads, head_dim = queries.shape
@@ -161,6 +169,8 @@ def _attend(
         bias = jnp.where(visible, 0.0, MASKED).astype(logits.dtype)
         logits = logits + bias[:, None, None]
     weights = jax.nn.softmax(logits, axis=-1)
+    if dropped is not None:
+        weights = dropped(weights)
     return jnp.einsum("bgrql,blgn->bqgrn", weights, values).reshape(batch, length, heads, head_dim)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,19 @@ from jax import lax
 
 from openmoe_production import attention, layers, moe, stacking
 from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.dropout import (
+    ATTENDED,
+    EMBEDDED,
+    EXTRA_FED,
+    EXTRA_HIDDEN,
+    FED,
+    HIDDEN,
+    LAYERS,
+    NORMED,
+    WEIGHTS,
+    Dropout,
+    Dropped,
+)
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.parameters import sparse_layers
@@ -72,6 +86,7 @@ def hidden(
     expert_dtype: str | None = None,
     num_expert_replicas: int = 1,
     remat: bool = False,
+    dropout: Dropout | None = None,
     shard: Shard = ALONE,
 ) -> Hidden:
     """Return a pass up to its last norm.
@@ -80,6 +95,7 @@ def hidden(
     dtype, expert_dtype  of activations, and of the experts (None: the same)
     num_expert_replicas  R, which groups depend on
     remat                layers are computed again in the backward pass instead of being kept
+    dropout              that of this pass; None: nothing is dropped
     shard                the share of rows and tensors that this is; `ALONE`: all of them
     Errors: RejectedError LAYER-08, ATTN-12, MOE-11, GROUP-09, MESH-06.
     Spec: MODEL-01, MODEL-02, MODEL-03, MODEL-06.
@@ -103,16 +119,20 @@ def hidden(
         num_expert_replicas=num_expert_replicas,
         form=form,
         axes=stacking.axes_of_layers(configuration, form),
+        dropout=dropout,
         shard=shard,
     )
     step = jax.checkpoint(layer.apply) if remat else layer.apply
     table = shard.at_hand(parameters["token_embedder/embedding"], ("vocab", "embed"))
-    embedded = x = layers.embed(table, input_ids, dtype=dtype, shard=shard)
+    embedded = layers.embed(table, input_ids, dtype=dtype, shard=shard)
+    x = embedded
+    if dropout is not None:
+        x = dropout.at(EMBEDDED).of_rows(x, shard)
     apart, repeated = stacking.by_layer(parameters)
     seen = []
     for i, weights in enumerate(apart):
         kept = None if cache is None else (cache.keys[i], cache.values[i])
-        x, one = step(x, _Inputs(weights, kept, decisions.get(i)))
+        x, one = step(x, _Inputs(jnp.int32(i), weights, kept, decisions.get(i)))
         seen.append(one)
     if repeated:
         x, more = _scan(step, x, _stacked_inputs(repeated, len(apart), cache, decisions))
@@ -120,12 +140,15 @@ def hidden(
     scale = shard.at_hand(parameters["decoder/decoder_norm/scale"], ("embed",))
     kernel = shard.at_hand(parameters["decoder/logits_dense/kernel"], ("embed", "vocab"))
     normed = layers.rms_norm(x, scale, dtype=dtype)
+    if dropout is not None:
+        normed = dropout.at(NORMED).of_rows(normed, shard)
     return Hidden(normed, layer.mask, kernel, embedded, seen)
 
 
 class _Inputs(NamedTuple):
-    """What one layer has of its own: tensors without the prefix of their name."""
+    """What one layer has of its own: its number, tensors without the prefix of their name."""
 
+    number: jax.Array
     weights: Mapping[str, jax.Array]
     cached: tuple[jax.Array, jax.Array] | None
     decision: Decision | None
@@ -139,6 +162,39 @@ class _Seen(NamedTuple):
     decision: Any
     metrics: Any
     activations: dict[str, jax.Array]
+
+
+class _Places(NamedTuple):
+    """Where values of one layer are dropped; of no dropout, nowhere."""
+
+    dropout: Dropout | None
+    number: jax.Array
+    shard: Shard
+
+    def within(self, place: int) -> Dropout | None:
+        if self.dropout is None:
+            return None
+        return self.dropout.at(LAYERS + self.number, place)
+
+    def rows(self, place: int, values: jax.Array) -> jax.Array:
+        here = self.within(place)
+        return values if here is None else here.of_rows(values, self.shard)
+
+    def weights(self) -> Dropped | None:
+        here = self.within(WEIGHTS)
+        return None if here is None else partial(here.of_weights, shard=self.shard)
+
+    def hidden(self, place: int, rows: jax.Array) -> Dropped | None:
+        """Return that of hidden values [1, B * L, F] of a feed-forward of rows [B, L, D]."""
+        here = self.within(place)
+        if here is None:
+            return None
+
+        def dropped(values: jax.Array) -> jax.Array:
+            by_row = values.reshape(*rows.shape[:2], -1)
+            return here.of_rows(by_row, self.shard, split="mlp").reshape(values.shape)
+
+        return dropped
 
 
 @dataclass(frozen=True)
@@ -156,6 +212,7 @@ class _Layer:
     num_expert_replicas: int
     form: stacking.Form
     axes: Mapping[str, tuple[str | None, ...]]
+    dropout: Dropout | None
     shard: Shard
 
     def apply(self, x: jax.Array, own: _Inputs) -> tuple[jax.Array, _Seen]:
@@ -166,6 +223,7 @@ class _Layer:
         }
         if self.form.split:  # the halves of a part are joined as those of the whole
             weights = stacking.join_gates(weights)
+        places = _Places(self.dropout, own.number, self.shard)
         attended, keys, values = attention.attention(
             self._normed(x, weights, "pre_self_attention_layer_norm"),
             {name: weights[f"self_attention/{name}/kernel"] for name in attention.KERNELS},
@@ -173,22 +231,27 @@ class _Layer:
             num_heads=self.configuration.num_heads // self.shard.size("joined_kv"),
             positions=self.positions,
             cache=None if own.cached is None or self.index is None else (*own.cached, self.index),
+            dropped=places.weights(),
             shard=self.shard,
         )
-        x = x + attended
+        x = x + places.rows(ATTENDED, attended)
         normed = self._normed(x, weights, "pre_mlp_layer_norm")
         activations = {"/self_attention": attended}
         if _ROUTER not in weights:
-            activations["/mlp"] = self._feed_forward(normed, weights, "mlp")
-            activations[""] = x = x + activations["/mlp"]
+            fed = self._feed_forward(normed, weights, "mlp", places.hidden(HIDDEN, x))
+            activations["/mlp"] = fed
+            activations[""] = x = x + places.rows(FED, fed)
             return x, _Seen(keys, values, None, None, activations)
-        result = self._experts(normed, weights, own.decision)
+        result = self._experts(normed, weights, own.decision, places.within(HIDDEN))
         activations["/mlp/router/router_weights"] = result.logits
         activations["/mlp"] = result.output
-        activations[""] = x = x + result.output  # float32 from here on, whatever it was
+        # float32 from here on, whatever it was
+        activations[""] = x = x + places.rows(FED, result.output)
         normed = self._normed(x, weights, "pre_extra_mlp_layer_norm")
-        activations["/extra_mlp"] = self._feed_forward(normed, weights, "extra_mlp")
-        x = x + activations["/extra_mlp"]
+        dropped = places.hidden(EXTRA_HIDDEN, x)
+        fed = self._feed_forward(normed, weights, "extra_mlp", dropped)
+        activations["/extra_mlp"] = fed
+        x = x + places.rows(EXTRA_FED, fed)
         return x, _Seen(keys, values, result.decision, result.metrics, activations)
 
     def _normed(self, x: jax.Array, weights: Mapping[str, jax.Array], name: str) -> jax.Array:
@@ -196,14 +259,24 @@ class _Layer:
         normed = layers.rms_norm(x, weights[f"{name}/scale"], dtype=self.dtype)
         return normed * self.mask[..., None].astype(normed.dtype)
 
-    def _feed_forward(self, x: jax.Array, weights: Mapping[str, jax.Array], name: str) -> jax.Array:
+    def _feed_forward(
+        self,
+        x: jax.Array,
+        weights: Mapping[str, jax.Array],
+        name: str,
+        dropped: Dropped | None,
+    ) -> jax.Array:
         kernels = {key: weights[f"{name}/{key}/kernel"] for key in ("wi_0", "wi_1", "wo")}
         rows = x.reshape(-1, x.shape[-1])
-        outputs = layers.feed_forward(rows, kernels, dtype=self.dtype).reshape(x.shape)
-        return self.shard.sum("mlp", outputs)
+        outputs = layers.feed_forward(rows, kernels, dtype=self.dtype, dropped=dropped)
+        return self.shard.sum("mlp", outputs.reshape(x.shape))
 
     def _experts(
-        self, x: jax.Array, weights: Mapping[str, jax.Array], decision: Decision | None
+        self,
+        x: jax.Array,
+        weights: Mapping[str, jax.Array],
+        decision: Decision | None,
+        dropout: Dropout | None,
     ) -> Any:
         c = self.configuration
         kernels = {name: weights[f"mlp/expert/{name}/kernel"] for name in ("wi_0", "wi_1", "wo")}
@@ -221,6 +294,7 @@ class _Layer:
             batch_prioritized=c.batch_prioritized_routing,
             expert_dtype=self.expert_dtype,
             decision=decision,
+            dropout=dropout,
             shard=self.shard,
         )
 
@@ -249,7 +323,8 @@ def _stacked_inputs(
         if cache is not None:
             its = slice(first + position, None, first)
             kept = cache.keys[its], cache.values[its]
-        inputs.append(_Inputs(weights, kept, decision if _ROUTER in weights else None))
+        numbers = first + position + first * jnp.arange(blocks, dtype=jnp.int32)
+        inputs.append(_Inputs(numbers, weights, kept, decision if _ROUTER in weights else None))
     return inputs
 
 

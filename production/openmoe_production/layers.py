@@ -20,6 +20,7 @@ from openmoe_production.arguments import (
     require_shape,
 )
 from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.dropout import Dropped
 from openmoe_spec.errors import RejectedError
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -140,10 +141,15 @@ def output_logits(
 
 
 def feed_forward(
-    inputs: jax.Array, kernels: Mapping[str, jax.Array], *, dtype: str = "float32"
+    inputs: jax.Array,
+    kernels: Mapping[str, jax.Array],
+    *,
+    dtype: str = "float32",
+    dropped: Dropped | None = None,
 ) -> jax.Array:
     """Return one feed-forward [S, D] in `dtype`; kernels wi_0 [D, 2F], wi_1 [D, F] and wo [F, D].
 
+    dropped  what becomes of the hidden values [1, S, F] in training; None: they stay
     Errors: RejectedError MOE-11. Spec: MOE-02, MOE-03, MODEL-04.
     """
     require_dtype("dtype", dtype, "MOE-11")
@@ -152,13 +158,21 @@ def feed_forward(
             "kernels", "MOE-11", f"must hold wi_0, wi_1 and wo, got {sorted(kernels)}"
         )
     one = {name: kernel[None] for name, kernel in kernels.items()}
-    return gated_mlp(inputs.astype(DTYPES[dtype])[None], **one)[0]
+    return gated_mlp(inputs.astype(DTYPES[dtype])[None], **one, dropped=dropped)[0]
 
 
-def gated_mlp(inputs: jax.Array, wi_0: jax.Array, wi_1: jax.Array, wo: jax.Array) -> jax.Array:
+def gated_mlp(
+    inputs: jax.Array,
+    wi_0: jax.Array,
+    wi_1: jax.Array,
+    wo: jax.Array,
+    *,
+    dropped: Dropped | None = None,
+) -> jax.Array:
     """Return [E, S, D] of inputs [E, S, D] and weights [E, D, 2F], [E, D, F], [E, F, D].
 
-    All arithmetic is in the dtype of `inputs`, to which the weights are cast.
+    All arithmetic is in the dtype of `inputs`, to which the weights are cast. `dropped` is what becomes
+    of the hidden values [E, S, F] in training.
     Errors: RejectedError MOE-11 on shapes and values that are not finite.
     Spec: MOE-02, MOE-03, MOE-06, MODEL-04.
     """
@@ -174,4 +188,6 @@ def gated_mlp(inputs: jax.Array, wi_0: jax.Array, wi_1: jax.Array, wo: jax.Array
     up = jnp.einsum("esd,edf->esf", inputs, wi_0.astype(dtype))
     value, gate = jnp.split(up, 2, axis=-1)  # the second half is the activated one
     hidden = value * jax.nn.silu(gate) * jnp.einsum("esd,edf->esf", inputs, wi_1.astype(dtype))
+    if dropped is not None:
+        hidden = dropped(hidden)
     return jnp.einsum("esf,efd->esd", hidden, wo.astype(dtype))

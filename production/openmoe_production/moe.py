@@ -21,6 +21,7 @@ from jax import lax
 from openmoe_production import grouping, losses, routing
 from openmoe_production.arguments import require_shape
 from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.dropout import Dropout
 from openmoe_production.layers import DTYPES, gated_mlp
 from openmoe_production.moe_arguments import (
     require_forced,
@@ -47,6 +48,7 @@ def moe(
     expert_dtype: str = "float32",
     noise: jax.Array | None = None,
     decision: Decision | None = None,
+    dropout: Dropout | None = None,
     shard: Shard = ALONE,
 ) -> LayerResult:
     """Apply the layer to whole groups [G, T, D]; parameters as in `records.PARAMETERS`.
@@ -54,7 +56,7 @@ def moe(
     In a `shard` the groups are its own, experts and their widths its part, the router is whole;
     metrics are those of all groups.
     A given `decision` of a tokens-choose router is used instead of this router's own, with the
-    gates of these probabilities (JUDGE-04).
+    gates of these probabilities (JUDGE-04). `dropout` is of the experts' hidden values.
     Pure and static in shape: `jit` and differentiate it freely.
     Errors: RejectedError MOE-11 on parameters, ROUTE-20 on what the router refuses.
     Spec: MOE-01..MOE-14, MESH-01..MESH-03.
@@ -87,7 +89,7 @@ def moe(
     # Shares of one width take parts of it through the exchange, not each the whole.
     part = shard.part("expert_mlp", inputs)
     expert_inputs = dispatch(part, slot, inverse)  # [G, E * C, D]
-    expert_outputs = _experts(expert_inputs, parameters, DTYPES[expert_dtype], shard)
+    expert_outputs = _experts(expert_inputs, parameters, DTYPES[expert_dtype], dropout, shard)
     weight = shard.varying("expert_mlp", weight)
     output = combine(expert_outputs.astype(inputs.dtype), weight, slot, inverse)
     output = shard.whole("expert_mlp", output)
@@ -118,6 +120,7 @@ def moe_layer(
     batch_prioritized: bool = False,
     expert_dtype: str = "float32",
     decision: Decision | None = None,
+    dropout: Dropout | None = None,
     shard: Shard = ALONE,
 ) -> LayerResult:
     """Apply the layer to a batch [B, L, D], grouped as a training run with R replicas did.
@@ -156,6 +159,7 @@ def moe_layer(
         batch_prioritized=batch_prioritized,
         expert_dtype=expert_dtype,
         decision=decision,
+        dropout=dropout,
         shard=shard,
     )
     output = grouping.from_groups(result.output, padded=padded, shape=(batch, length))
@@ -163,7 +167,11 @@ def moe_layer(
 
 
 def _experts(
-    slots: jax.Array, parameters: Mapping[str, jax.Array], dtype: Any, shard: Shard
+    slots: jax.Array,
+    parameters: Mapping[str, jax.Array],
+    dtype: Any,
+    dropout: Dropout | None,
+    shard: Shard,
 ) -> jax.Array:
     """Return each slot's output [G, E * C, D]; in a shard slots and outputs hold its part of D.
 
@@ -181,6 +189,7 @@ def _experts(
         parameters["wi_0"],
         parameters["wi_1"],
         parameters["wo"],
+        dropped=None if dropout is None else partial(dropout.of_experts, shard=shard),
     )
     outputs = shard.sum_in_parts("expert_mlp", outputs)
     by_group = outputs.reshape(*by_expert.shape[:3], -1).swapaxes(0, 1)

@@ -125,6 +125,13 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The probability with which a value is dropped in training (MODEL-12)."""
+
+    rate: float = read.finite(least=0.0, most=0.99, default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mesh:
     """How devices are used, and R, on which the groups depend and which is never read off devices."""
 
@@ -191,6 +198,7 @@ class RunSettings:
     data: Data = read.setting(partial(read.section, Data))
     stage: tuple[Stage, ...] = read.setting(partial(read.some, partial(read.values, Stage)))
     optimizer: Optimizer = read.setting(partial(read.section, Optimizer), default=Optimizer())
+    dropout: Dropout = read.setting(partial(read.section, Dropout), default=Dropout())
     mesh: Mesh = read.setting(partial(read.section, Mesh), default=Mesh())
     arithmetic: Arithmetic = read.setting(partial(read.section, Arithmetic), default=Arithmetic())
     checkpoints: Checkpoints = read.setting(

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from openmoe_production import grouping, model, optimizer, run_data, stacking, training
 from openmoe_production.checkpoints import Checkpoints, restored_parameters
 from openmoe_production.data import Pipeline
+from openmoe_production.dropout import Dropout
 from openmoe_production.initialisation import initialise
 from openmoe_production.run_settings import RunSettings
 from openmoe_production.sharding import PARAMETERS_OVER_DATA, RULES, Layout, make_mesh
@@ -91,6 +92,7 @@ class Trainer:
             "num_expert_replicas": settings.mesh.num_expert_replicas,
             "dtype": settings.arithmetic.dtype,
             "remat": settings.arithmetic.remat,
+            "dropout": dropout_of(settings),
         }
         self._step = jax.jit(partial(training.train_step, **options), donate_argnums=(0, 1))
 
@@ -265,6 +267,18 @@ def rate_of(settings: RunSettings) -> optimizer.Rate:
         assert chosen.rate is not None
         return optimizer.constant_rate(chosen.rate)
     return optimizer.learning_rate
+
+
+def dropout_of(settings: RunSettings) -> Dropout | None:
+    """Return the dropout of a run, whose draws are none of those of the initialisation."""
+    if not settings.dropout.rate:
+        return None
+    key = jax.random.fold_in(jax.random.key(settings.seed), _DROPOUT)
+    return Dropout(key, settings.dropout.rate)
+
+
+_DROPOUT = 1
+"""What the run's key is folded with for dropout; the key itself is that of the initialisation."""
 
 
 def rule_of(settings: RunSettings) -> optimizer.GradientTransformation:

@@ -14,6 +14,7 @@ from jax import lax
 from openmoe_production import batches, model, optimizer, stacking
 from openmoe_production.arguments import require_count
 from openmoe_production.collectives import ALONE, Shard, zeros_like
+from openmoe_production.dropout import Dropout
 from openmoe_production.sharding import Layout
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
@@ -39,13 +40,15 @@ def accumulated(
     *,
     num_microbatches: int = 1,
     averaged: bool = False,
+    dropout: Dropout | None = None,
     layout: Layout | None = None,
     **options: Any,
 ) -> Accumulated:
     """Return losses and gradients ADDED UP over contiguous slices of the rows, as trained.
 
     Groups, capacity and divisors are those of a slice, so splitting changes the result; `averaged`
-    divides the sums by the number of slices. On a mesh each device has its share of every slice.
+    divides the sums by the number of slices. `dropout` is that of this update, of which each slice has
+    its own. On a mesh each device has its share of every slice.
     Other options are those of `model.hidden`.
     Errors: RejectedError OPT-12 when the microbatches do not divide the rows, MODEL-09, MODEL-10,
     MESH-06.
@@ -60,13 +63,13 @@ def accumulated(
     }
     share: Any = partial(share_of_accumulated, configuration=configuration, **options)
     if layout is None:
-        total = share(dict(parameters), slices)
+        total = share(dict(parameters), slices, dropout)
     else:
         rows = len(batch["decoder_input_tokens"]) // num_microbatches
         tensors, _ = layout.of_step(parameters, configuration, rows=rows)
-        given = (tensors, layout.spec(None, "batch"))
+        given = (tensors, layout.spec(None, "batch"), layout.spec())
         found = Accumulated(layout.spec(), tensors)  # type: ignore[arg-type]
-        total = layout.spread(share, given, found)(dict(parameters), slices)
+        total = layout.spread(share, given, found)(dict(parameters), slices, dropout)
     mean = jax.tree.map(lambda value: value / num_microbatches, total)
     shown = total.shown._replace(metrics=mean.shown.metrics)
     if averaged:
@@ -75,30 +78,38 @@ def accumulated(
 
 
 def share_of_accumulated(
-    parameters: Tree, slices: Tree, *, shard: Shard = ALONE, training: bool = True, **options: Any
+    parameters: Tree,
+    slices: Tree,
+    dropout: Dropout | None = None,
+    *,
+    shard: Shard = ALONE,
+    training: bool = True,
+    **options: Any,
 ) -> Accumulated:
     """Return the sums over slices [m, B / m, L] of all rows, of which each holds a share.
 
     Gradients are added up over the slices first, and over the shares once.
     """
     own = shard.varying("batch", parameters)
+    options |= {"training": training, "shard": shard}
 
-    def add(total: Accumulated, part: Tree) -> tuple[Accumulated, None]:
+    def add(total: Accumulated, numbered: tuple[jax.Array, Tree]) -> tuple[Accumulated, None]:
+        number, part = numbered
+        drops = None if dropout is None else dropout.at(number)
+
         def loss(values: Tree) -> tuple[jax.Array, model.Shown]:
-            return model.share_of_loss(values, part, training=training, shard=shard, **options)
+            return model.share_of_loss(values, part, dropout=drops, **options)
 
         (_, shown), gradients = jax.value_and_grad(loss, has_aux=True)(own)
         return jax.tree.map(jnp.add, total, Accumulated(shown, gradients)), None
 
     first = jax.tree.map(lambda value: value[0], slices)
     shapes = jax.eval_shape(
-        lambda values: model.share_of_loss(
-            values, first, training=training, shard=shard, **options
-        )[1],
-        own,
+        lambda values: model.share_of_loss(values, first, dropout=dropout, **options)[1], own
     )
     zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-    total, _ = lax.scan(add, Accumulated(zeros, zeros_like(own)), slices)
+    numbers = jnp.arange(len(slices["decoder_input_tokens"]), dtype=jnp.int32)
+    total, _ = lax.scan(add, Accumulated(zeros, zeros_like(own)), (numbers, slices))
     return total._replace(gradients=shard.sum_like("batch", total.gradients, parameters))
 
 
@@ -162,16 +173,19 @@ def train_step(
     *,
     num_expert_partitions: int = 1,
     rate: optimizer.Rate = optimizer.learning_rate,
+    dropout: Dropout | None = None,
     **options: Any,
 ) -> Trained:
     """Return parameters and state after one update; `state` begins as `adafactor(...).init` has it.
 
     Pure, so to be jitted with everything behind the batch static, and with parameters and state
-    donated. Options are those of `accumulated`. On a mesh each device updates its parts of tensors.
+    donated. `dropout` is that of the run, of which each step has its own. Options are those of
+    `accumulated`. On a mesh each device updates its parts of tensors.
     Errors: RejectedError OPT-12, MODEL-09, MODEL-10, MESH-06.
     Spec: OPT-01..OPT-11, MESH-05, MESH-07. Source: t5x trainer.py, contrib/moe/trainer.py::MoeTrainer.
     """
-    found = accumulated(parameters, batch, configuration, **options)
+    drops = None if dropout is None else dropout.at(state.step)
+    found = accumulated(parameters, batch, configuration, dropout=drops, **options)
     gradients = optimizer.scaled_gradients(
         found.gradients, num_expert_partitions=num_expert_partitions
     )

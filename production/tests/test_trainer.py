@@ -47,6 +47,8 @@ steps = 6
 targets_length = 32
 [optimizer]
 num_microbatches = 2
+[dropout]
+rate = 0.1
 [checkpoints]
 every = 3
 keep = 2
@@ -223,8 +225,9 @@ def test_lines_behind_a_checkpoint_and_half_lines_are_dropped(tmp_path):
         ("steps = 6", "steps = 0", r"stage[0].steps", "1"),
         ("inputs_length = 24\n", "", r"stage[0].inputs_length", "must be given"),
         ('"text.jsonl"', '"none.jsonl"', r"data.tasks[0].paths[0]", "there is no"),
-        ("[checkpoints]", "[dropout]\nrate = 0.1\n[checkpoints]", "dropout", "is no section"),
-        ("num_microbatches = 2", "rate = 0.1", "optimizer.rate", "constant alone"),
+        ("rate = 0.1", "rate = 1.0", "dropout.rate", "0.99"),
+        ("[dropout]", "[drop]", "drop", "did you mean dropout"),
+        ("num_microbatches = 2", "rate = 0.2", "optimizer.rate", "constant alone"),
         ("seed = 1", "seed = ", "file", "TOML"),
     ],
 )
