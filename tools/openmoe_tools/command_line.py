@@ -203,8 +203,8 @@ def generate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A folder with config.json and model.safetensors; with --random what `openmoe "
-            "inspect` takes."
+            help="A folder with config.json and model.safetensors, a run's or one of its steps; with "
+            "--random what `openmoe inspect` takes."
         ),
     ],
     tokens: Annotated[
@@ -214,7 +214,10 @@ def generate(
         list[str] | None, typer.Option(help="A prompt of text (may be repeated).")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A SentencePiece model: reads --text, shows new text.")
+        Path | None,
+        typer.Option(
+            help="A SentencePiece model: reads --text, shows new text (default: the run's own)."
+        ),
     ] = None,
     random: Annotated[
         int | None, typer.Option(min=0, metavar="SEED", help="Draw fresh weights, to try it out.")
@@ -233,6 +236,8 @@ def generate(
         str, typer.Option(help="t5x, or torch_port: the port's greedy loop, on the reference.")
     ] = "t5x",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    mesh: run_commands.OnMesh = None,
+    cpu_devices: run_commands.CpuDevices = None,
     json: JsonFile = None,
 ) -> None:
     """Continue prompts with a model's own weights."""
@@ -249,6 +254,8 @@ def generate(
         implementation=implementation,
         dialect=dialect,
         dtype=dtype,
+        mesh=mesh,
+        cpu_devices=cpu_devices,
         json=json,
     )
     raise typer.Exit(generating.generate(request))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -97,12 +98,19 @@ def with_production(
     new_tokens: int,
     choice: Choice,
     dtype: str,
+    mesh: tuple[int, int, int] | None = None,
 ) -> ndarray:
-    """Return new ids [B, M], M at most `new_tokens`. Errors: RejectedError."""
+    """Return new ids [B, M], M at most `new_tokens`; on a mesh of data x expert x model devices.
+
+    Rows that a mesh cannot split evenly are filled up with prompts again, from the first one on: like
+    any row of a batch they take slots of experts.
+    Errors: RejectedError, of meshes MESH-06.
+    """
     import jax  # noqa: PLC0415 - an optional extra, as what imports it
     import jax.numpy as jnp  # noqa: PLC0415
 
     from openmoe_production import decoding as production  # noqa: PLC0415
+    from openmoe_production import sharding  # noqa: PLC0415
     from openmoe_production.model import stack  # noqa: PLC0415
     from openmoe_production.sampling import chooser  # noqa: PLC0415
 
@@ -117,11 +125,19 @@ def with_production(
         # A compiled program cannot refuse: it answers with a token that is none.
         return jnp.where(jnp.isfinite(logits).all(axis=-1), draw(logits, number), -1)
 
-    batch = {name: jnp.asarray(one) for name, one in batch_of(prompts, new_tokens).items()}
-    steps = production.stream(stack(weights, model), batch, model, choose, dtype=dtype)
+    tensors = stack(weights, model)
+    options: dict[str, Any] = {"dtype": dtype}
+    rows = len(prompts)
+    if mesh is not None:
+        layout = sharding.Layout(sharding.make_mesh(*mesh))
+        tensors, options["layout"] = layout.place(tensors, model), layout
+        rows += -rows % layout.size("batch")
+    filled = [prompts[row % len(prompts)] for row in range(rows)]
+    batch = {name: jnp.asarray(one) for name, one in batch_of(filled, new_tokens).items()}
+    steps = production.stream(tensors, batch, model, choose, **options)
     made = []
     for tokens in islice(steps, new_tokens):
         if (tokens < 0).any():
             raise RejectedError("logits", "DEC-10", "must be finite, got infinity or not-a-number")
         made.append(tokens)
-    return np.stack(made, axis=1)
+    return np.stack(made, axis=1)[: len(prompts)]

@@ -26,6 +26,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_tools import continuing, files, models
 from openmoe_tools.continuing import START, Choice, Prompts
 from openmoe_tools.data.tokenizer import UNKNOWN, MissingExtraError, Tokenizer, TokenizerError
+from openmoe_tools.runs import devices, restoring
 from openmoe_tools.terminal import console, say
 
 SCHEMA = "openmoe-generation/1"
@@ -45,6 +46,8 @@ class Request:
     implementation: str | None
     dialect: str
     dtype: str
+    mesh: str | None
+    cpu_devices: int | None
     json: Path | None
 
 
@@ -53,6 +56,7 @@ def generate(request: Request) -> int:
     files.writable(request.json)
     implementation = _implementation(request)
     _check_choice(request.choice)
+    _begin(request, implementation)
     tokenizer = _tokenizer(request)
     prompts = [_ids(given) for given in request.tokens]
     prompts += [_encoded(tokenizer, given) for given in request.text if tokenizer]
@@ -103,6 +107,13 @@ def _implementation(request: Request) -> str:
     return name
 
 
+def _begin(request: Request, implementation: str) -> None:
+    if implementation == "production":
+        devices.begin(devices.Devices(cpu=request.cpu_devices))
+    elif request.mesh is not None or request.cpu_devices is not None:
+        raise UsageError("--mesh and --cpu-devices: are of --implementation production")
+
+
 def _check_choice(choice: Choice) -> None:
     if not math.isfinite(choice.temperature):
         raise UsageError(f"--temperature {choice.temperature}: must be a finite number")
@@ -113,7 +124,7 @@ def _check_choice(choice: Choice) -> None:
 
 
 def _tokenizer(request: Request) -> Tokenizer | None:
-    path = request.tokenizer
+    path = request.tokenizer or restoring.tokenizer_of(Path(request.model))
     if path is None:
         if request.text:
             raise UsageError("--text: needs --tokenizer FILE, a SentencePiece model")
@@ -148,7 +159,8 @@ def _encoded(tokenizer: Tokenizer, given: str) -> list[int]:
 
 def _model(request: Request) -> tuple[Configuration, Mapping[str, ndarray]]:
     if request.random is None:
-        return models.load(Path(request.model))
+        path = Path(request.model)
+        return restoring.load(path) if restoring.is_run(path) else models.load(path)
     model = models.configuration(request.model, request.dialect)
     return model, models.draw(model, request.random)
 
@@ -187,15 +199,15 @@ def _run(
     new_tokens = request.max_new_tokens
     if request.dialect == "torch_port":
         return continuing.with_port(prompts, model, weights, new_tokens=new_tokens)
-    run = {"production": continuing.with_production, "reference": continuing.with_reference}
-    return run[implementation](
-        prompts,
-        model,
-        weights,
-        new_tokens=new_tokens,
-        choice=request.choice,
-        dtype=request.dtype,
-    )
+    options: dict[str, Any] = {
+        "new_tokens": new_tokens,
+        "choice": request.choice,
+        "dtype": request.dtype,
+    }
+    if implementation == "reference":
+        return continuing.with_reference(prompts, model, weights, **options)
+    mesh = None if request.mesh is None else devices.sizes(request.mesh)
+    return continuing.with_production(prompts, model, weights, mesh=mesh, **options)
 
 
 # ---- the report --------------------------------------------------------------------------------

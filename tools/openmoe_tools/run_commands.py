@@ -24,6 +24,12 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int | None, typer.Option(min=1, help="How many processes there are.")]
 Process = Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")]
+OnMesh = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh", metavar="DxExM", help="Devices in a mesh of data x expert x model, as 2x2x1."
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
 
 
@@ -103,10 +109,7 @@ def evaluate(
     batches: Annotated[
         int | None, typer.Option(min=1, help="Batches of each row of the table (default: all).")
     ] = None,
-    mesh: Annotated[
-        str | None,
-        typer.Option(metavar="DxExM", help="Another mesh than the run's: data x expert x model."),
-    ] = None,
+    mesh: OnMesh = None,
     cpu_devices: CpuDevices = None,
     distributed: Distributed = False,
     coordinator: Coordinator = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from openmoe_conformance.outcome import UsageError
@@ -48,6 +49,15 @@ def begin(asked: Devices) -> None:
             f"the processes did not find each other ({reason}); outside a cluster that JAX knows, "
             "give --coordinator HOST:PORT, --processes and --process"
         ) from error
+
+
+def sizes(mesh: str) -> tuple[int, int, int]:
+    """Return data, expert and model of a text such as 2x2x1. Errors: UsageError."""
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", mesh)
+    if found is None:
+        raise UsageError(f"--mesh {mesh}: must be sizes of data x expert x model, as 2x2x1")
+    data, expert, model = map(int, found.groups())
+    return data, expert, model
 
 
 def is_first() -> bool:

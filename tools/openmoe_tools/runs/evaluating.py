@@ -6,7 +6,6 @@ The report's schema is `eval.schema.json`, beside this file. Spec: RUN-07.
 from __future__ import annotations
 
 import json as json_module
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,12 +94,7 @@ def _settings(request: Request) -> RunSettings:
 
     settings = run_settings.load(request.config)
     if request.mesh is not None:
-        sizes = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", request.mesh)
-        if sizes is None:
-            raise UsageError(
-                f"--mesh {request.mesh}: must be sizes of data x expert x model, 2x2x1"
-            )
-        data, expert, model = map(int, sizes.groups())
+        data, expert, model = devices.sizes(request.mesh)
         settings = replace(
             settings, mesh=replace(settings.mesh, data=data, expert=expert, model=model)
         )

@@ -1,0 +1,45 @@
+"""A run's checkpoint as a model: its configuration, and its weights by the names of PARAM-01."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from openmoe_conformance.outcome import UsageError
+from openmoe_spec.config import Configuration
+from openmoe_spec.errors import RejectedError
+from openmoe_tools import conforming
+from openmoe_tools.data import opening
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is a run's folder, or that of one of its steps."""
+    return (path / "checkpoints").is_dir() or (path / "files.json").is_file()
+
+
+def tokenizer_of(path: Path) -> Path | None:
+    """Return the tokeniser that lies in a run's folder, as `openmoe prepare` puts it there."""
+    found = (path if (path / "checkpoints").is_dir() else path.parent.parent) / "tokenizer.model"
+    return found if is_run(path) and found.is_file() else None
+
+
+def load(path: Path) -> tuple[Configuration, Mapping[str, ndarray]]:
+    """Return the model of a step, of a run's folder the newest. Errors: UsageError."""
+    conforming.require_jax(f"{path}: a run's checkpoint")
+    opening.require(f"{path}: a run's checkpoint", "orbax.checkpoint")
+    from openmoe_production import checkpoints, stacking  # noqa: PLC0415
+
+    try:
+        settings = checkpoints.read_settings(path)
+        shapes = checkpoints.read_shapes(path)["parameters"]
+        found = checkpoints.restored_parameters(path, None, shapes)
+        model = Configuration(**settings["model"])
+    except checkpoints.CheckpointError as error:
+        raise UsageError(str(error)) from error
+    except (KeyError, TypeError, RejectedError) as error:
+        raise UsageError(f"{path}: its settings are of no model ({error})") from error
+    joined = stacking.join_gates(found)
+    return model, {name: np.asarray(value) for name, value in joined.items()}
