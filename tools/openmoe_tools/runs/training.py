@@ -1,4 +1,7 @@
-"""`openmoe train`: a run in a folder, watched, stopped and resumed."""
+"""`openmoe train`: a run in a folder, watched, stopped and resumed.
+
+The report's schema is `train.schema.json`, beside this file.
+"""
 
 from __future__ import annotations
 
