@@ -100,12 +100,12 @@ def programs(case: Case, which: str, given: Operands) -> dict[str, Any]:
         "one-hot": partial(one_hot.moe, k=K, capacity=case.capacity),
     }
     return {
-        name: compiled(_with_cotangent(function, which), *given[name])
+        name: compiled(with_cotangent(function, which), *given[name])
         for name, function in functions.items()
     }
 
 
-def _with_cotangent(function: Callable[..., jax.Array], which: str) -> Callable[..., Any]:
+def with_cotangent(function: Callable[..., jax.Array], which: str) -> Callable[..., Any]:
     """Return `function` or its gradients; both take the cotangent, so calls look alike."""
     if which == PASSES[0]:
         return lambda inputs, weights, _: function(inputs, weights)

@@ -125,7 +125,9 @@ def pass_rows(size: Size, rounds: int) -> list[list[str]]:
             for name, times in taken.items():
                 speed = size.rows * size.length / statistics.median(times)
                 memory = made[name][0].memory_analysis().temp_size_in_bytes
-                cells = [*measured(times, taken["bound"]), f"{speed:.0f}", f"{memory / 1e6:.0f}"]
+                outside = 1 - statistics.median(taken["bound"]) / statistics.median(times)
+                cells = [*measured(times, taken["bound"]), f"{outside:.2f}"]
+                cells += [f"{speed:.0f}", f"{memory / 1e6:.0f}"]
                 rows.append([dtype, which, name, *cells])
     return rows
 
@@ -200,7 +202,7 @@ def section(
     """Run everything and return the model's part of the page."""
     c, elements = shrunk(size), count(shrunk(size)).total
     passes, steps = pass_rows(size, rounds), step_rows(size, caches, batches, step_rounds)
-    heads = ("dtype", "pass", "program", *MEASURED, "tokens/s", "temporary MB")
+    heads = ("dtype", "pass", "program", *MEASURED, "outside", "tokens/s", "temporary MB")
     of_steps = ("B", "L", *MEASURED, "bound", "a token", "growth", "target")
     return f"""## The whole model
 
@@ -217,6 +219,7 @@ Milliseconds of {rounds} interleaved rounds after a warm-up; ratios to the bound
   An evaluation pass forward; gradients are of `model.loss_fn` in a training pass, in all tensors.
 - **remat**: layers are computed again in the backward pass. The bound does not do that.
 - **train step**: `training.train_step`, layers one by one: gradients and Adafactor.
+- *outside*: the share of the median that is not the bound's, so spent outside matrix products.
 
 bfloat16 is that of activations and experts: a CPU has to emulate it.
 

@@ -34,10 +34,27 @@ def bench(rounds: int, tokens: int, output: Path | None) -> None:
     """Measure, print the page and write it. Errors: UsageError."""
     files.writable(output)
     from openmoe_production import bench as benchmark  # noqa: PLC0415 - it needs JAX
+    from openmoe_production import bench_loss, bench_mesh  # noqa: PLC0415
 
     page = ("--no-write",) if output is None else ("--output", str(output))
     arguments = ("--rounds", str(rounds), "--tokens", str(tokens), *page)
-    benchmark.main(arguments, [reference_section, examples_section, text_section])
+    sections = [bench_loss.section, bench_mesh.section, accelerator_section]
+    sections += [reference_section, examples_section, text_section]
+    benchmark.main(arguments, sections)
+
+
+def accelerator_section() -> str:
+    """Return layer and train step on an accelerator; a line where there is none."""
+    import jax  # noqa: PLC0415
+
+    if jax.default_backend() == "cpu":
+        return (
+            "## On an accelerator\n\nNot measured: there was none. Where there is one, NumPy and JAX "
+            "are enough:\n\n    python -m openmoe_production.bench_accelerator\n"
+        )
+    from openmoe_production import bench_accelerator  # noqa: PLC0415
+
+    return bench_accelerator.page(bench_accelerator.parse(()))
 
 
 def reference_section() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from openmoe_production import bench
+from openmoe_production import bench, bench_loss, bench_mesh
 from openmoe_tools import benchmarking
 
 
@@ -17,6 +17,9 @@ def test_options_go_to_production_with_the_references_section(run, monkeypatch, 
     written = ("--rounds", "3", "--tokens", "64", "--output", str(page))
     printed = ("--rounds", "16", "--tokens", "4096", "--no-write")
     more = [
+        bench_loss.section,
+        bench_mesh.section,
+        benchmarking.accelerator_section,
         benchmarking.reference_section,
         benchmarking.examples_section,
         benchmarking.text_section,
