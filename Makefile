@@ -32,8 +32,8 @@ conform: $(STAMP) ## the main job: production against the reference (PROFILE=qui
 mutants: $(STAMP) ## plant every known bug and print which clause catches it
 	$(BIN)/openmoe conform --mutants
 
-test: lint ## lint, types, import rule, generated files, and all tests, every mutant among them
-	$(BIN)/python -m pytest -n 2
+test: lint ## lint, types, import rule, generated files, and all tests, every mutant among them (EXHAUSTIVE=1: more kills)
+	$(if $(EXHAUSTIVE),OPENMOE_EXHAUSTIVE=1) $(BIN)/python -m pytest -n 2
 
 test-kit: $(KIT_STAMP) ## the conformance kit installed without JAX, on the NumPy examples
 	! .venv-kit/bin/python -c 'import jax' 2>/dev/null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -152,6 +153,26 @@ if __name__ == "__main__":
 """
 
 
+def killed(path, folder, script, *, lines, later=0.0):
+    """Begin or go on with a run, and kill it when so many records are there, a moment later."""
+    with subprocess.Popen([sys.executable, script, path, folder]) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if len(metrics_log.read(folder)) >= lines:
+                break
+            time.sleep(0.01)
+        time.sleep(later)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def ends_alike(whole, records, settings, folder):
+    run, _ = finished(settings, folder)
+    one, other = tensors(whole), tensors(run)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert [row["losses"] for row in metrics_log.read(folder)] == [row.losses for row in records]
+
+
 def test_a_run_that_is_killed_goes_on_from_what_was_saved(material, settings_of, tmp_path):
     settings = settings_of()
     whole, records = finished(settings, tmp_path / "whole")
@@ -160,19 +181,24 @@ def test_a_run_that_is_killed_goes_on_from_what_was_saved(material, settings_of,
     path = material / "killed.toml"
     path.write_text(SETTINGS)
     for lines in (4, 8):  # behind the record of a step that is not saved yet, or just being saved
-        with subprocess.Popen([sys.executable, script, path, folder]) as process:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and process.poll() is None:
-                if len(metrics_log.read(folder)) >= lines:
-                    break
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+        killed(path, folder, script, lines=lines)
         assert max(complete_steps(folder / "checkpoints")) < 12
-    run, _ = finished(settings, folder)
-    one, other = tensors(whole), tensors(run)
-    assert all(np.array_equal(one[name], other[name]) for name in one)
-    assert [row["losses"] for row in metrics_log.read(folder)] == [row.losses for row in records]
+    ends_alike(whole, records, settings, folder)
+
+
+@pytest.mark.skipif("OPENMOE_EXHAUSTIVE" not in os.environ, reason="make test EXHAUSTIVE=1 runs it")
+def test_a_run_that_is_killed_ten_times_ends_as_one_that_was_not(material, settings_of, tmp_path):
+    longer = ("steps = 6", "steps = 60")
+    settings = settings_of(a=longer)
+    whole, records = finished(settings, tmp_path / "whole")
+    script, folder = tmp_path / "child.py", tmp_path / "killed"
+    script.write_text(CHILD)
+    path = material / "killed_often.toml"
+    path.write_text(SETTINGS.replace(*longer))
+    draws = np.random.default_rng(0)
+    for number in range(10):
+        killed(path, folder, script, lines=3 + 11 * number, later=draws.uniform(0, 0.3))
+    ends_alike(whole, records, settings, folder)
 
 
 def test_what_is_not_finite_ends_the_run_and_is_not_saved(settings_of, tmp_path):
