@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from openmoe_production import attention, layers, losses, total_loss
 from openmoe_production.batches import require_batch, require_parameters
 from openmoe_production.collectives import ALONE, Shard
+from openmoe_production.dropout import Dropout
 from openmoe_production.hidden import Parameters, hidden
 from openmoe_production.sharding import Layout
 from openmoe_production.stacking import stack, unstack
@@ -68,12 +69,14 @@ def loss_fn(
     batch: Mapping[str, jax.Array],
     configuration: Configuration,
     *,
+    decisions: Mapping[int, Decision] | None = None,
+    dropout: Dropout | None = None,
     layout: Layout | None = None,
     **options: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the total loss of a batch and its parts; differentiate it in `parameters`.
 
-    Options are those of `hidden`; a batch that is trained on is one of `training=True`. Logits of the
+    Decisions are forced as in `run`. Options are those of `hidden`; a batch that is trained on is one of `training=True`. Logits of the
     whole batch are never held.
     Errors: RejectedError LOSS-25, MESH-06, and those of `forward`.
     Spec: MODEL-08, LOSS-21, LOSS-24, MESH-05.
@@ -81,11 +84,14 @@ def loss_fn(
     require_parameters(parameters, configuration)
     require_batch(batch, configuration)
     share: Any = partial(share_of_loss, configuration=configuration, **options)
+    arrays = (dict(parameters), dict(batch), dict(decisions or {}), dropout)
     if layout is None:
-        total, shown = share(parameters, batch)
+        total, shown = share(*arrays)
         return total, shown.losses
-    given = layout.of_step(parameters, configuration, rows=len(batch["decoder_input_tokens"]))
-    total, shown = layout.spread(share, given, layout.spec())(dict(parameters), dict(batch))
+    rows = len(batch["decoder_input_tokens"])
+    tensors, of_rows = layout.of_step(parameters, configuration, rows=rows)
+    given = (tensors, of_rows, of_rows, layout.spec())
+    total, shown = layout.spread(share, given, layout.spec())(*arrays)
     return total, shown.losses
 
 
@@ -105,6 +111,8 @@ class Shown(NamedTuple):
 def share_of_loss(
     parameters: Parameters,
     batch: Mapping[str, jax.Array],
+    decisions: Mapping[int, Decision] | None = None,
+    dropout: Dropout | None = None,
     *,
     configuration: Configuration,
     shard: Shard = ALONE,
@@ -115,7 +123,8 @@ def share_of_loss(
         batch, bidirectional=configuration.inputs_bidirectional_attention
     )
     ids = batch["decoder_input_tokens"]
-    last = hidden(parameters, ids, visible, configuration=configuration, shard=shard, **options)
+    options |= {"configuration": configuration, "dropout": dropout, "shard": shard}
+    last = hidden(parameters, ids, visible, decisions, **options)
     parts = total_loss.total_loss(
         last.normed,
         last.kernel,

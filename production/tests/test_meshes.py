@@ -6,6 +6,7 @@ it does not see: where tensors lie, parameters over data, forms of tensors, gene
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -229,6 +230,24 @@ def test_bfloat16_logits_lie_as_near_as_rounding():
     )
     assert forced.logits.dtype == jnp.float32
     assert of_largest(forced.logits, wanted.logits) < 5e-2
+
+
+def test_forced_decisions_are_split_with_the_rows_of_a_loss():
+    """As stored losses are judged; a share that was given the decisions of all rows was refused."""
+    run = partial(model.forward, configuration=CONFIGURATION)
+    forced = compiled(run)(PARAMETERS, BATCH).decisions
+    other = {
+        i: replace(one, expert_index=(one.expert_index + 1) % CONFIGURATION.num_experts)
+        for i, one in forced.items()
+    }
+    layout = layout_of(2, 2, 2)
+    placed = layout.place(PARAMETERS, CONFIGURATION)
+    for decisions in (forced, other):
+        loss = compiled(partial(model.loss_fn, configuration=CONFIGURATION))
+        wanted, _ = loss(PARAMETERS, BATCH, decisions=decisions)
+        spread = compiled(partial(model.loss_fn, configuration=CONFIGURATION, layout=layout))
+        got, _ = spread(placed, BATCH, decisions=decisions)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
