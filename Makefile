@@ -1,11 +1,12 @@
 # Every target makes .venv from the lock when it is missing: nothing has to be set up by hand.
 PYTHON ?= python3
 PROFILE ?= standard
+RUNS ?= runs
 BIN := .venv/bin
 STAMP := .venv/.installed
 KIT_STAMP := .venv-kit/.installed
 
-.PHONY: help conform test test-kit mutants bench lint generate clean
+.PHONY: help conform test test-kit mutants train bench lint generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +50,15 @@ lint: $(STAMP) ## style, types, import rule, and that generated files match SPEC
 
 generate: $(STAMP) ## rewrite clauses.json and COVERAGE.md from SPEC.md
 	$(BIN)/python -m openmoe_tools.generate
+
+train: $(STAMP) ## the preset runs on this machine's own text: trained, fine-tuned, evaluated, and a sample (RUNS=folder)
+	test -e $(RUNS)/small/run.toml || $(BIN)/openmoe prepare small $(RUNS)/small
+	$(BIN)/openmoe train $(RUNS)/small/run.toml
+	$(BIN)/openmoe eval $(RUNS)/small/run.toml
+	test -e $(RUNS)/questions/run.toml || $(BIN)/openmoe prepare questions $(RUNS)/questions --start $(RUNS)/small
+	$(BIN)/openmoe train $(RUNS)/questions/run.toml
+	$(BIN)/openmoe eval $(RUNS)/questions/run.toml
+	$(BIN)/openmoe generate $(RUNS)/small --text "def read(path):" --text "The function returns" --max-new-tokens 64 --temperature 0.8 --top-k 20
 
 bench: $(STAMP) ## ratios to the matrix-multiplication bound, printed and written to production/BENCHMARKS.md
 	$(BIN)/openmoe bench --output production/BENCHMARKS.md

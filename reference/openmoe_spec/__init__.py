@@ -1,6 +1,6 @@
 """SPEC.md's machine half: data and records, standard library only."""
 
-SPEC_VERSION = "0.3"
+SPEC_VERSION = "0.4"
 """Version of SPEC.md that this distribution implements; see CHANGELOG.md."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
