@@ -227,6 +227,24 @@ def test_another_run_s_checkpoints_are_refused_by_field(settings_of, tmp_path):
     run.close()
 
 
+def test_numbers_go_to_tensorboard_too(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    from tensorboardX.record_writer import masked_crc32c
+
+    with metrics_log.MetricsLog(tmp_path, begin_step=0, tensorboard=True) as log:
+        for step in (1, 2):
+            log.write(step, {"step": step, "losses": {"total": 0.5 * step}, "mode": "ul2"})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, records = path.read_bytes(), []
+    while content:  # length, its checksum, an event, its checksum
+        length = int.from_bytes(content[:8], "little")
+        event, check = content[12 : 12 + length], content[12 + length : 16 + length]
+        assert int.from_bytes(check, "little") == masked_crc32c(event)
+        records.append(event)
+        content = content[16 + length :]
+    assert sum(b"losses/total" in one for one in records) == 2
+
+
 def test_lines_behind_a_checkpoint_and_half_lines_are_dropped(tmp_path):
     path = tmp_path / metrics_log.NAME
     path.write_text('{"step": 1, "a": 0.1}\n{"step": 2}\n{"step": 3}\n{"st')
