@@ -53,11 +53,11 @@ generate: $(STAMP) ## rewrite clauses.json and COVERAGE.md from SPEC.md
 
 train: $(STAMP) ## the preset runs on this machine's own text: trained, fine-tuned, evaluated, and a sample (RUNS=folder)
 	test -e $(RUNS)/small/run.toml || $(BIN)/openmoe prepare small $(RUNS)/small
-	$(BIN)/openmoe train $(RUNS)/small/run.toml
-	$(BIN)/openmoe eval $(RUNS)/small/run.toml
+	$(BIN)/openmoe train $(RUNS)/small
+	$(BIN)/openmoe eval $(RUNS)/small
 	test -e $(RUNS)/questions/run.toml || $(BIN)/openmoe prepare questions $(RUNS)/questions --start $(RUNS)/small
-	$(BIN)/openmoe train $(RUNS)/questions/run.toml
-	$(BIN)/openmoe eval $(RUNS)/questions/run.toml
+	$(BIN)/openmoe train $(RUNS)/questions
+	$(BIN)/openmoe eval $(RUNS)/questions
 	$(BIN)/openmoe generate $(RUNS)/small --text "def read(path):" --text "The function returns" --max-new-tokens 64 --temperature 0.8 --top-k 20
 
 bench: $(STAMP) ## ratios to the matrix-multiplication bound, printed and written to production/BENCHMARKS.md

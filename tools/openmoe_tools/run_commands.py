@@ -34,7 +34,10 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report 
 
 
 Config = Annotated[
-    Path, typer.Argument(help="A TOML file; SPEC.md chapter 20 and production/README.md.")
+    Path,
+    typer.Argument(
+        help="A TOML file, or a folder with run.toml; production/README.md has its form."
+    ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run (default: the TOML file's).")]
 

@@ -99,6 +99,13 @@ def test_a_report_tells_of_the_run(trained, run, valid, tmp_path):
     assert again["last"] is None
 
 
+def test_a_folder_stands_for_its_settings(trained, run, complains, tmp_path):
+    assert "goes on from step 12 of 12" in run("train", trained).stdout
+    assert run("eval", trained, "--batches", 1).code == 0
+    for command in ("train", "eval"):
+        complains(command, tmp_path, words=["this folder holds no run.toml"])
+
+
 def test_a_half_written_step_is_passed_over_with_a_warning(trained, run, tmp_path):
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
     largest = max(
@@ -251,6 +258,8 @@ def test_a_run_generates_the_same_on_a_mesh_and_by_the_reference(trained, run, t
     assert all(isinstance(one["text"], str) for one in alone)
     assert rows("--implementation", "reference") == alone
     assert rows("--mesh", "1x2x2") == alone
+    found = run("generate", trained / "checkpoints", "--text", "def", "--max-new-tokens", 2)
+    assert found.code == 0, found
     step = tmp_path / "step" / "checkpoints" / "4"
     shutil.copytree(trained / "checkpoints" / "4", step)
     shutil.copyfile(trained / "tokenizer.model", tmp_path / "step" / "tokenizer.model")

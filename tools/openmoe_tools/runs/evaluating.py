@@ -22,7 +22,7 @@ from openmoe_spec.data import SFT_ENDS
 from openmoe_tools import conforming, files
 from openmoe_tools.data import opening
 from openmoe_tools.runs import devices
-from openmoe_tools.runs.training import explained
+from openmoe_tools.runs.training import explained, file_of
 from openmoe_tools.terminal import console, say
 
 if TYPE_CHECKING:  # optional extras
@@ -59,6 +59,7 @@ def evaluate(request: Request) -> int:
     devices.begin(request.devices)
     to = console() if devices.is_first() else Console(quiet=True)
     started = time.perf_counter()
+    request = replace(request, config=file_of(request.config))
     with explained(request.config):
         settings = _settings(request)
         pairs = list(_pairs(settings, request.mode))

@@ -18,11 +18,12 @@ from rich.console import Console
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import files
 from openmoe_tools.data import gathering, opening, questions, tokenizer
+from openmoe_tools.runs.training import CONFIG
 from openmoe_tools.terminal import console, say
 
 COMMAND = "openmoe prepare"
 PRESETS = Path(__file__).parents[1] / "presets"
-CONFIG, TOKENIZER = "run.toml", "tokenizer.model"
+TOKENIZER = "tokenizer.model"
 FROM_TEXT, FROM_RUN = "small", "questions"
 PIECES = 8000
 
@@ -49,7 +50,7 @@ def prepare(request: Request) -> int:
     opening.require(COMMAND, "grain", "sentencepiece")
     config = request.folder / CONFIG
     if config.exists():
-        raise UsageError(f"{config}: is there already; `openmoe train {config}` goes on with it")
+        raise UsageError(f"{config}: is there already; `openmoe train {request.folder}` goes on with it")
     to = console()
     made = _from_text(request) if request.preset == FROM_TEXT else _from_run(request)
     _conclude(request, made, to)
@@ -112,4 +113,4 @@ def _conclude(request: Request, made: dict[str, Any], to: Console) -> None:
     for name, counts in made["files"].items():
         unit = "pairs" if "pairs" in counts else "parts"
         say(to, f"{name}: {counts[unit]:,} {unit}, {counts['bytes']:,} bytes")
-    say(to, f"now: openmoe train {request.folder / CONFIG}")
+    say(to, f"now: openmoe train {request.folder}")

@@ -16,14 +16,18 @@ from openmoe_tools.data import opening
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a path is a run's folder, or that of one of its steps."""
-    return (path / "checkpoints").is_dir() or (path / "files.json").is_file()
+    """Return whether a path is a run's folder, that of its checkpoints, or that of one of its steps."""
+    inside = path.name == "checkpoints" and path.is_dir()
+    return inside or (path / "checkpoints").is_dir() or (path / "files.json").is_file()
 
 
 def tokenizer_of(path: Path) -> Path | None:
     """Return the tokeniser that lies in a run's folder, as `openmoe prepare` puts it there."""
-    found = (path if (path / "checkpoints").is_dir() else path.parent.parent) / "tokenizer.model"
-    return found if is_run(path) and found.is_file() else None
+    if not is_run(path):
+        return None
+    levels = (path, *path.absolute().parents[:2])
+    runs = [one / "tokenizer.model" for one in levels if (one / "checkpoints").is_dir()]
+    return next((one for one in runs if one.is_file()), None)
 
 
 def load(path: Path) -> tuple[Configuration, Mapping[str, ndarray]]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # optional extras
     from openmoe_production.trainer import Record, Trainer
 
 COMMAND = "openmoe train"
+CONFIG = "run.toml"
 SCHEMA = "openmoe-train/1"
 HOLDS, DOES_NOT_HOLD, _, INTERRUPTED = range(4)
 
@@ -54,7 +55,8 @@ def train(request: Request) -> int:
     files.writable(request.json)
     devices.begin(request.devices)
     to = console() if devices.is_first() else Console(quiet=True)
-    config, folder = request.config, request.output or request.config.parent
+    config = file_of(request.config)
+    folder = request.output or config.parent
     folder.mkdir(parents=True, exist_ok=True)
     with explained(config):
         from openmoe_production import run_settings, trainer  # noqa: PLC0415
@@ -62,6 +64,15 @@ def train(request: Request) -> int:
         settings = run_settings.load(config)
         begun = trainer.Trainer(settings, folder, warn=lambda text: say(to, f"warning: {text}"))
         return _watched(request, begun, folder, to)
+
+
+def file_of(config: Path) -> Path:
+    """Return the settings file that is meant: of a folder its `run.toml`. Errors: UsageError."""
+    if not config.is_dir():
+        return config
+    if not (config / CONFIG).is_file():
+        raise UsageError(f"{config}: this folder holds no {CONFIG}; name a settings file")
+    return config / CONFIG
 
 
 @contextmanager
