@@ -73,7 +73,9 @@ def section(size: Size | None = None, rounds: int = 8) -> str:
         ratio = statistics.median(times) / statistics.median(taken["plain"])
         share = memory[name] / memory["plain"]
         targets = (
-            (judged(ratio, TIME_TARGET), judged_share(share)) if name == "chunks" else ("", "")
+            (judged(ratio, TIME_TARGET), judged(share, MEMORY_TARGET, 3))
+            if name == "chunks"
+            else ("", "")
         )
         cells = measured(times, taken["plain"])
         rows.append(
@@ -88,8 +90,3 @@ Milliseconds of {rounds} interleaved rounds; temporary memory as XLA plans it. *
 
 {table(head, rows)}
 """
-
-
-def judged_share(share: float) -> str:
-    """Return the target of memory and whether it is met."""
-    return f"<= {MEMORY_TARGET:.3f}: {'met' if share <= MEMORY_TARGET else 'missed'}"

@@ -35,7 +35,7 @@ class Size(NamedTuple):
 
 
 def section() -> str:
-    """Return the table as Markdown, made in a process of its own. Errors: CalledProcessError."""
+    """Return the table as Markdown, made in a process of its own; where that fails, its last line."""
     print("programs on meshes", file=sys.stderr, flush=True)
     name = "openmoe_production.bench_mesh"
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
@@ -44,8 +44,11 @@ def section() -> str:
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or ["no word of why"])[-1]
+        return f"## The layer on meshes\n\nNot measured: {last}\n"
     return found.stdout
 
 
@@ -108,7 +111,7 @@ def exchanged(size: Size, mesh: tuple[int, int, int]) -> int:
 def row(size: Size, mesh: tuple[int, int, int]) -> list[str]:
     """Return a mesh's row of the table, by HEAD."""
     lowered, compiled = programs(size, mesh)
-    found = compiled_programs.read(compiled_programs.text_of(compiled))
+    found = compiled_programs.read(compiled.as_text())
     devices = mesh[0] * mesh[1] * mesh[2]
     sent = found.bytes["all-to-all"]
     wanted = exchanged(size, mesh)

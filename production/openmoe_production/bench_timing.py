@@ -42,9 +42,9 @@ MEASURED = ("median", "least", "of medians", "of least")
 """The heads of those cells."""
 
 
-def judged(ratio: float, most: float) -> str:
+def judged(ratio: float, most: float, digits: int = 2) -> str:
     """Return a target and whether a ratio meets it."""
-    return f"<= {most:.2f}: {'met' if ratio <= most else 'missed'}"
+    return f"<= {most:.{digits}f}: {'met' if ratio <= most else 'missed'}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

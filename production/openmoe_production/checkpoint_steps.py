@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,12 +60,18 @@ def complete_steps(folder: Path, warn: Warn | None = None) -> list[int]:
     return sorted(found)
 
 
+def agreed(steps: Sequence[int]) -> list[int]:
+    """Return the first process's list of steps: what others see of a folder may be older."""
+    if jax.process_count() == 1:
+        return list(steps)
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    own = np.resize(np.array([*steps, 0], np.int32), number)
+    return [int(one) for one in multihost_utils.broadcast_one_to_all(own)] if number else []
+
+
 def newest_step(folder: Path, warn: Warn | None = None) -> int | None:
     """Return the newest complete step as the first process sees it."""
-    newest = max(complete_steps(folder, warn), default=-1)
-    if jax.process_count() > 1:
-        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    return None if newest < 0 else newest
+    return max(agreed(complete_steps(folder, warn)), default=None)
 
 
 def find_step(path: Path, step: int | None = None, *, warn: Warn = print) -> Path:

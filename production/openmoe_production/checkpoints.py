@@ -30,6 +30,7 @@ from openmoe_production.checkpoint_steps import (
     STATE,
     CheckpointError,
     Warn,
+    agreed,
     complete_steps,
     entry,
     find_step,
@@ -100,8 +101,8 @@ class Checkpoints:
                 self.close()
 
     def steps(self) -> list[int]:
-        """Return the steps that are there, in their order, without those that are incomplete."""
-        return complete_steps(self.folder)
+        """Return the steps that are complete, in their order, as the first process sees them."""
+        return agreed(complete_steps(self.folder))
 
     def latest(self) -> int | None:
         """Return the newest step that is complete, the same to all processes, or None."""

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 COLLECTIVES = ("all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
@@ -123,8 +123,3 @@ def _run(
         yield times, line
         for called in line.called:
             yield from _run(computations, called, times * line.times)
-
-
-def text_of(compiled: Any) -> str:
-    """Return the text of a compiled program."""
-    return str(compiled.as_text())

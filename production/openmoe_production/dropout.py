@@ -1,8 +1,8 @@
 """Dropout of a training pass: places of their own draws, the same on every mesh. Spec: MODEL-12..MODEL-14.
 
 A key stands for a place: that of a run is folded with the number of a step, of a microbatch, of a layer
-and of a place in it; masks of rows with the number of the row in the whole batch, those of experts with
-the number of the expert. So which of the values are dropped does not depend on the mesh.
+and of a place in it; masks of rows with the number of the row in the microbatch, those of experts
+with the number of the expert. So which of the values are dropped does not depend on the mesh.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def one_pass(
     *,
     objective: int | None = None,
 ) -> Iterator[Features]:
-    """Yield the batches of one task, each document once, in its order.
+    """Yield the batches of one task, each document once, in its order, of a microbatch's rows.
 
     objective  of ul2: the examples of this one alone, made of all documents
     The last batch is filled up with rows that were fed before, with a loss weight of 0: like real ones
@@ -67,13 +67,12 @@ def one_pass(
     fed = replace(_fed(settings, stage, pieces), repeat=False, shuffle=False)
     if objective is not None:
         fed = replace(fed, objectives=(objective,))
-    pipeline = Pipeline(
-        [_opened(task, stage)], fed, batch_size=settings.data.batch_size, vocabulary=pieces
-    )
+    rows = settings.data.batch_size // settings.optimizer.num_microbatches
+    pipeline = Pipeline([_opened(task, stage)], fed, batch_size=rows, vocabulary=pieces)
     first: Features = {}
     for features in pipeline:
         first = first or features
-        yield filled(features, first, settings.data.batch_size)
+        yield filled(features, first, rows)
 
 
 def filled(features: Features, first: Features, rows: int) -> Features:

@@ -69,6 +69,14 @@ def make_mesh(
             "MESH-06",
             f"of {data} x {expert} x {model} needs {wanted} devices, {len(at_hand)} are at hand",
         )
+    if devices is None and jax.process_count() > 1 and wanted < len(at_hand):
+        # A process without a device in the mesh would have no part in what the others do.
+        raise RejectedError(
+            "mesh",
+            "MESH-06",
+            f"of {data} x {expert} x {model} has {wanted} devices, the processes {len(at_hand)}: "
+            "all must be in it",
+        )
     return jax.make_mesh(
         (data, expert, model), AXES, (AxisType.Auto,) * 3, devices=at_hand[:wanted]
     )

@@ -5,6 +5,7 @@ Spec: DEC-01..DEC-13, DIAL-02.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -102,8 +103,8 @@ def with_production(
 ) -> ndarray:
     """Return new ids [B, M], M at most `new_tokens`; on a mesh of data x expert x model devices.
 
-    Rows that a mesh cannot split evenly are filled up with prompts again, from the first one on: like
-    any row of a batch they take slots of experts.
+    Rows of which a mesh cannot split whole groups are filled up with prompts again, from the first one
+    on: like any row of a batch they take slots of experts.
     Errors: RejectedError, of meshes MESH-06.
     """
     import jax  # noqa: PLC0415 - an optional extra, as what imports it
@@ -131,7 +132,8 @@ def with_production(
     if mesh is not None:
         layout = sharding.Layout(sharding.make_mesh(*mesh))
         tensors, options["layout"] = layout.place(tensors, model), layout
-        rows += -rows % layout.size("batch")
+        length = row_length(prompts, new_tokens)
+        rows = _whole_rows(rows, length, layout.size("batch"), model)
     filled = [prompts[row % len(prompts)] for row in range(rows)]
     batch = {name: jnp.asarray(one) for name, one in batch_of(filled, new_tokens).items()}
     steps = production.stream(tensors, batch, model, choose, **options)
@@ -141,3 +143,24 @@ def with_production(
             raise RejectedError("logits", "DEC-10", "must be finite, got infinity or not-a-number")
         made.append(tokens)
     return np.stack(made, axis=1)[: len(prompts)]
+
+
+def _whole_rows(rows: int, length: int, shares: int, model: Configuration) -> int:
+    """Return the next number of rows of which each share has whole groups, in prefill and in steps.
+
+    Errors: RejectedError MESH-06.
+    """
+    from openmoe_production.grouping import share_of_groups  # noqa: PLC0415 - an optional extra
+
+    sizes = {"max_group_size": model.max_group_size, "num_experts": model.num_experts}
+    last = math.lcm(shares, model.num_experts) * -(-rows // math.lcm(shares, model.num_experts))
+    for number in range(rows + -rows % shares, last + 1, shares):
+        try:
+            for one in (length, 1):
+                share_of_groups(number // shares, one, shares=shares, **sizes)
+        except RejectedError:
+            if number == last:
+                raise
+        else:
+            return number
+    return last

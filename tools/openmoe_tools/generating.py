@@ -62,7 +62,7 @@ def generate(request: Request) -> int:
     prompts += [_encoded(tokenizer, given) for given in request.text if tokenizer]
     if not prompts:
         raise UsageError('no prompt: give --tokens "14 77 49", or --text with --tokenizer')
-    model, weights = _model(request)
+    model, weights, step = _model(request)
     _check_prompts(request, prompts, model)
     started = time.perf_counter()
     try:
@@ -75,7 +75,7 @@ def generate(request: Request) -> int:
         _row(prompt, ids.tolist()[: request.max_new_tokens], tokenizer)
         for prompt, ids in zip(prompts, new, strict=True)
     ]
-    made = _report(request, implementation, rows, seconds)
+    made = _report(request, implementation, rows, step, seconds)
     _render(made, request.choice)
     files.write(request.json, lambda: json_module.dumps(made, indent=1, allow_nan=False) + "\n")
     return 0
@@ -108,6 +108,8 @@ def _implementation(request: Request) -> str:
 
 
 def _begin(request: Request, implementation: str) -> None:
+    if request.mesh is not None:
+        devices.sizes(request.mesh)
     if implementation == "production":
         devices.begin(devices.Devices(cpu=request.cpu_devices))
     elif request.mesh is not None or request.cpu_devices is not None:
@@ -124,7 +126,11 @@ def _check_choice(choice: Choice) -> None:
 
 
 def _tokenizer(request: Request) -> Tokenizer | None:
-    path = request.tokenizer or restoring.tokenizer_of(Path(request.model))
+    path = request.tokenizer
+    if path is None and request.text:
+        path = restoring.tokenizer_of(Path(request.model))
+    elif path is None:
+        return _shown_by(Path(request.model))
     if path is None:
         if request.text:
             raise UsageError("--text: needs --tokenizer FILE, a SentencePiece model")
@@ -135,6 +141,15 @@ def _tokenizer(request: Request) -> Tokenizer | None:
         raise UsageError(f"--tokenizer: {error}") from error
     except TokenizerError as error:
         raise UsageError(f"--tokenizer {str(error).removeprefix(f'{path}: ')}: {path}") from error
+
+
+def _shown_by(model: Path) -> Tokenizer | None:
+    """Return a run's own tokeniser to show new text with, where it can be used."""
+    path = restoring.tokenizer_of(model)
+    try:
+        return None if path is None else Tokenizer(path)
+    except (MissingExtraError, TokenizerError):
+        return None
 
 
 def _ids(given: str) -> list[int]:
@@ -157,12 +172,13 @@ def _encoded(tokenizer: Tokenizer, given: str) -> list[int]:
 # ---- the model and its prompts -----------------------------------------------------------------
 
 
-def _model(request: Request) -> tuple[Configuration, Mapping[str, ndarray]]:
+def _model(request: Request) -> tuple[Configuration, Mapping[str, ndarray], int | None]:
+    """Return a model, its weights, and the step of a run that they are of."""
     if request.random is None:
         path = Path(request.model)
-        return restoring.load(path) if restoring.is_run(path) else models.load(path)
+        return restoring.load(path) if restoring.is_run(path) else (*models.load(path), None)
     model = models.configuration(request.model, request.dialect)
-    return model, models.draw(model, request.random)
+    return model, models.draw(model, request.random), None
 
 
 def _check_prompts(request: Request, prompts: Prompts, model: Configuration) -> None:
@@ -231,17 +247,23 @@ def _decoded(tokenizer: Tokenizer, tokens: list[int]) -> str:
 
 
 def _report(
-    request: Request, implementation: str, rows: list[dict[str, Any]], seconds: float
+    request: Request,
+    implementation: str,
+    rows: list[dict[str, Any]],
+    step: int | None,
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "spec_version": SPEC_VERSION,
         "version": __version__,
         "model": request.model,
+        "step": step,
         "random": request.random,
         "dialect": request.dialect,
         "implementation": implementation,
         "dtype": request.dtype,
+        "mesh": request.mesh,
         **asdict(request.choice),
         "max_new_tokens": request.max_new_tokens,
         "rows": rows,

@@ -78,7 +78,8 @@ def train(
 ) -> None:
     """Train a model, or go on with a run where it was left.
 
-    Checkpoints and metrics lie in the run's folder. SIGTERM and Ctrl-C save and end the run.
+    Checkpoints and metrics lie in the run's folder. SIGTERM saves and ends the run; in a single
+    process Ctrl-C does too.
     Exit codes: 0 ended, or stopped by SIGTERM and saved, 1 a loss or gradient was not finite, 3 bad
     usage, unreadable input or an interrupt. Needs the extras `production` and `data`.
     """

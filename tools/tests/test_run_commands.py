@@ -62,6 +62,7 @@ def test_fine_tuning_is_prepared_of_a_run_and_begins_with_it(trained, run, tmp_p
     assert settings.start.checkpoint.resolve() == trained.resolve()
     assert (settings.dropout.rate, settings.optimizer.rate) == (0.05, 1e-3)
     assert [one.mode for one in settings.stage] == ["sft"]
+    assert settings.model == restoring.load(trained).model
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,8 @@ def test_a_folder_stands_for_its_settings(trained, run, complains, tmp_path):
     assert run("eval", trained, "--batches", 1).code == 0
     for command in ("train", "eval"):
         complains(command, tmp_path, words=["this folder holds no run.toml"])
+        complains(command, tmp_path / "misspelt" / "run.toml", words=["cannot be read"])
+    assert not (tmp_path / "misspelt").exists()
 
 
 def test_a_half_written_step_is_passed_over_with_a_warning(trained, run, tmp_path):
@@ -118,7 +121,7 @@ def test_a_half_written_step_is_passed_over_with_a_warning(trained, run, tmp_pat
     (warning,) = [one for one in found.stdout.splitlines() if one.startswith("warning: ")]
     assert "12" in warning
     assert "goes on from step 8 of 12" in found.stdout
-    first, again = (restoring.load(one)[1] for one in (trained, tmp_path))
+    first, again = (restoring.load(one).weights for one in (trained, tmp_path))
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
@@ -157,7 +160,7 @@ def test_a_full_disk_ends_the_run_and_the_step_before_stays(trained, tmp_path):
     assert "step 8 is saved and good" in line
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result
-    first, again = (restoring.load(one)[1] for one in (trained, tmp_path))
+    first, again = (restoring.load(one).weights for one in (trained, tmp_path))
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
@@ -195,7 +198,7 @@ def test_loss_and_accuracy_are_those_of_the_reference(evaluated, trained):
     (row,) = evaluated("--mode", "full_lm")["rows"]
     settings = run_settings.load(trained / "run.toml")
     pieces = run_data.vocabulary(settings)
-    configuration, weights = restoring.load(trained)
+    configuration, weights, _ = restoring.load(trained)
     stage, task = settings.stage[1], settings.evaluation.tasks[0]
     losses, right, targets = [], [], []
     for features in run_data.one_pass(settings, stage, task, pieces):
@@ -258,6 +261,10 @@ def test_a_run_generates_the_same_on_a_mesh_and_by_the_reference(trained, run, t
     assert all(isinstance(one["text"], str) for one in alone)
     assert rows("--implementation", "reference") == alone
     assert rows("--mesh", "1x2x2") == alone
+    more = [
+        argument for i in range(3) for argument in ("--text", f"x{i} = ")
+    ]  # six rows, eight fit
+    assert len(rows("--mesh", "1x2x1", *more)) == 6
     found = run("generate", trained / "checkpoints", "--text", "def", "--max-new-tokens", 2)
     assert found.code == 0, found
     step = tmp_path / "step" / "checkpoints" / "4"

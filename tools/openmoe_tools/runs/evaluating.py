@@ -26,7 +26,7 @@ from openmoe_tools.runs.training import explained, file_of
 from openmoe_tools.terminal import console, say
 
 if TYPE_CHECKING:  # optional extras
-    from openmoe_production.run_settings import RunSettings, Stage, Task
+    from openmoe_production.run_settings import Evaluation, RunSettings, Stage, Task
 
 COMMAND = "openmoe eval"
 SCHEMA = "openmoe-eval/1"
@@ -76,7 +76,7 @@ def evaluate(request: Request) -> int:
         "version": __version__,
         "config": str(request.config),
         "mesh": {name: getattr(settings.mesh, name) for name in ("data", "expert", "model")},
-        "batches": None if settings.evaluation is None else settings.evaluation.batches,
+        "batches": _evaluation(settings).batches,
         "rows": rows,
         "seconds": time.perf_counter() - started,
     }
@@ -112,6 +112,11 @@ def _settings(request: Request) -> RunSettings:
     return replace(settings, evaluation=evaluation)
 
 
+def _evaluation(settings: RunSettings) -> Evaluation:
+    assert settings.evaluation is not None  # `_settings` has seen to it
+    return settings.evaluation
+
+
 def _task(given: str, field: str) -> Task:
     from openmoe_production.run_settings import Task  # noqa: PLC0415
 
@@ -125,11 +130,10 @@ def _task(given: str, field: str) -> Task:
 
 def _pairs(settings: RunSettings, mode: str | None) -> Iterator[tuple[Stage, Task]]:
     """Yield what is fed how: each mode has the lengths of its last stage."""
-    assert settings.evaluation is not None
     stages = {one.mode: one for one in settings.stage}
     if mode is not None and mode not in stages:
         raise UsageError(f"--mode {mode}: the run has {', '.join(stages)}")
-    for task in settings.evaluation.tasks:
+    for task in _evaluation(settings).tasks:
         for name, stage in stages.items():
             if mode in {None, name} and (name == "sft") == (task.name in SFT_ENDS):
                 yield stage, task
@@ -142,7 +146,6 @@ def _evaluated(
     from openmoe_production import evaluating, run_data, trainer  # noqa: PLC0415
     from openmoe_production.checkpoints import Checkpoints, restored_parameters  # noqa: PLC0415
 
-    assert settings.evaluation is not None
     layout = trainer.layout_of(settings)
     pieces = run_data.vocabulary(settings)
     folder = (request.output or request.config.parent) / "checkpoints"
@@ -163,7 +166,7 @@ def _evaluated(
             parameters = restored_parameters(folder, step, shapes)
             for stage, task in pairs:
                 asked = evaluating.by_objective(
-                    settings, stage, task, pieces, batches=settings.evaluation.batches
+                    settings, stage, task, pieces, batches=_evaluation(settings).batches
                 )
                 for kind, batches in asked.items():
                     found = pass_of(parameters, batches, lambda: bar.advance(shown))

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools import files
+from openmoe_tools import conforming, files
 from openmoe_tools.data import gathering, opening, questions, tokenizer
 from openmoe_tools.runs.training import CONFIG
 from openmoe_tools.terminal import console, say
@@ -50,7 +50,9 @@ def prepare(request: Request) -> int:
     opening.require(COMMAND, "grain", "sentencepiece")
     config = request.folder / CONFIG
     if config.exists():
-        raise UsageError(f"{config}: is there already; `openmoe train {request.folder}` goes on with it")
+        raise UsageError(
+            f"{config}: is there already; `openmoe train {request.folder}` goes on with it"
+        )
     to = console()
     made = _from_text(request) if request.preset == FROM_TEXT else _from_run(request)
     _conclude(request, made, to)
@@ -88,11 +90,30 @@ def _from_run(request: Request) -> dict[str, Any]:
         raise UsageError(
             f"--start {start}: must be a run's folder, with checkpoints and {TOKENIZER}"
         )
+    model = _model_of(start)
     manifest = questions.write(request.folder)
     shutil.copyfile(pieces, request.folder / TOKENIZER)
     where = os.path.relpath(start.resolve(), request.folder.resolve())
-    _write_config(request.folder, FROM_RUN, START=json.dumps(where))
+    fields = [f"{name} = {_toml(value)}" for name, value in model.items() if value is not None]
+    _write_config(request.folder, FROM_RUN, MODEL="\n".join(fields), START=_toml(where))
     return manifest
+
+
+def _model_of(start: Path) -> dict[str, Any]:
+    """Return the fields of the model that a run has trained. Errors: UsageError."""
+    conforming.require_jax(f"{start}: a run's checkpoint")
+    opening.require(f"{start}: a run's checkpoint", "orbax.checkpoint")
+    from openmoe_production import checkpoints  # noqa: PLC0415 - an optional extra
+
+    try:
+        return dict(checkpoints.read_settings(start)["model"])
+    except checkpoints.CheckpointError as error:
+        raise UsageError(str(error)) from error
+
+
+def _toml(value: Any) -> str:
+    """Return a text, number or truth value as TOML has it, which is as JSON has it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _texts(path: Path) -> Sequence[str]:
@@ -104,7 +125,7 @@ def _write_config(folder: Path, preset: str, **values: str) -> None:
     """Write the settings last: where they are, everything else is."""
     text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
     for name, value in values.items():
-        text = text.replace(f'"{name}"', value)
+        text = text.replace(name, value, 1)
     files.write(folder / CONFIG, lambda: text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -30,20 +31,30 @@ def tokenizer_of(path: Path) -> Path | None:
     return next((one for one in runs if one.is_file()), None)
 
 
-def load(path: Path) -> tuple[Configuration, Mapping[str, ndarray]]:
+class Restored(NamedTuple):
+    """A model as a step of a run has it."""
+
+    model: Configuration
+    weights: Mapping[str, ndarray]
+    step: int
+
+
+def load(path: Path) -> Restored:
     """Return the model of a step, of a run's folder the newest. Errors: UsageError."""
     conforming.require_jax(f"{path}: a run's checkpoint")
     opening.require(f"{path}: a run's checkpoint", "orbax.checkpoint")
     from openmoe_production import checkpoints, stacking  # noqa: PLC0415
 
     try:
-        settings = checkpoints.read_settings(path)
-        shapes = checkpoints.read_shapes(path)["parameters"]
-        found = checkpoints.restored_parameters(path, None, shapes)
+        step = checkpoints.find_step(path)  # once: a run that goes on saves others
+        settings = checkpoints.read_settings(step)
+        shapes = checkpoints.read_shapes(step)["parameters"]
+        found = checkpoints.restored_parameters(step, None, shapes)
         model = Configuration(**settings["model"])
     except checkpoints.CheckpointError as error:
         raise UsageError(str(error)) from error
     except (KeyError, TypeError, RejectedError) as error:
         raise UsageError(f"{path}: its settings are of no model ({error})") from error
     joined = stacking.join_gates(found)
-    return model, {name: np.asarray(value) for name, value in joined.items()}
+    weights = {name: np.asarray(value) for name, value in joined.items()}
+    return Restored(model, weights, int(step.name))

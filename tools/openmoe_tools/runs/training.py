@@ -48,7 +48,7 @@ class Request:
 def train(request: Request) -> int:
     """Run or go on with a run; return 0 when it has ended or was told to stop, 1 when it diverged.
 
-    3 after an interrupt from the keyboard. Errors: UsageError.
+    3 after an interrupt from the keyboard, which saves too where there is one process. Errors: UsageError.
     """
     conforming.require_jax(COMMAND)
     opening.require(COMMAND, "grain", "sentencepiece", "orbax.checkpoint")
@@ -57,11 +57,11 @@ def train(request: Request) -> int:
     to = console() if devices.is_first() else Console(quiet=True)
     config = file_of(request.config)
     folder = request.output or config.parent
-    folder.mkdir(parents=True, exist_ok=True)
     with explained(config):
         from openmoe_production import run_settings, trainer  # noqa: PLC0415
 
         settings = run_settings.load(config)
+        folder.mkdir(parents=True, exist_ok=True)
         begun = trainer.Trainer(settings, folder, warn=lambda text: say(to, f"warning: {text}"))
         return _watched(request, begun, folder, to)
 
