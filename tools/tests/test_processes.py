@@ -110,3 +110,13 @@ def test_a_process_that_is_told_to_stop_stops_all_of_them(on_mesh, tmp_path):
     step = max(losses(folder))
     assert step < STEPS
     assert f"stopped at step {step} of {STEPS}; step {step} is saved" in told
+
+
+def test_a_mesh_that_leaves_a_process_out_is_refused_by_all_of_them(on_mesh, tmp_path):
+    folder = tmp_path / "partly"
+    begun = begin(on_mesh(2, 1, 1), folder)
+    assert [one.wait(timeout=200) for one in begun] == [3, 3]
+    for process in range(2):
+        told = (tmp_path / f"partly.{process}.txt").read_text(encoding="utf-8")
+        (line,) = [one for one in told.splitlines() if not one.startswith("[Gloo]")]
+        assert "has 2 devices, the processes 8: all must be in it [MESH-06]" in line
