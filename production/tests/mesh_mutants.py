@@ -303,7 +303,7 @@ class PiecesOfGroupsAreAccepted(OnOneMesh, at=(grouping, "share_of_groups"), wro
 # ---- programs ------------------------------------------------------------------------------
 
 
-def _by_gathered_weights(slots: Any, parameters: Any, dtype: Any, shard: Shard) -> Any:
+def _by_gathered_weights(slots: Any, parameters: Any, dtype: Any, _: Any, shard: Shard) -> Any:
     groups, _, width = slots.shape
     experts = parameters["router"].shape[1]
     whole = {n: shard.gathered("expert", parameters[n], axis=0) for n in ("wi_0", "wi_1", "wo")}
@@ -319,7 +319,7 @@ class ExpertsTravelToTheSlots(OnOneMesh, at=(moe, "_experts"), wrong=_by_gathere
     """Every device gathers all experts' weights for its own groups."""
 
 
-def _twice(inputs: Any, *weights: Any) -> Any:
+def _twice(inputs: Any, *weights: Any, **_: Any) -> Any:
     both = layers.gated_mlp(jnp.concatenate([inputs, inputs], axis=1), *weights)
     return both[:, : inputs.shape[1]]
 
@@ -329,7 +329,7 @@ class EverySlotIsComputedTwice(OnOneMesh, at=(moe, "gated_mlp"), wrong=_twice):
     """Two devices' worth of slots goes through the experts of each."""
 
 
-def _in_whole_width(slots: Any, parameters: Any, dtype: Any, shard: Shard) -> Any:
+def _in_whole_width(slots: Any, parameters: Any, dtype: Any, _: Any, shard: Shard) -> Any:
     """Return the same numbers, slots brought to their whole width before they are sent."""
     parts = shard.size("expert_mlp")
     groups, _, width = slots.shape
