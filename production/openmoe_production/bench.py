@@ -77,8 +77,8 @@ def bound(slots: jax.Array, weights: Mapping[str, jax.Array]) -> jax.Array:
     return gated_mlp(slots, weights["wi_0"], weights["wi_1"], weights["wo"])
 
 
-def operands(case: Case, make: Make) -> Operands:
-    """Return (inputs, weights, cotangent) of each program, from make(shape, scale)."""
+def operands(case: Case, make: Make, groups: int = 1) -> Operands:
+    """Return (inputs, weights, cotangent) of each program for so many groups, from make(shape, scale)."""
     tokens, experts, width, hidden = case
     weights = {
         "wi_0": make((experts, width, 2 * hidden), width**-0.5),
@@ -86,8 +86,8 @@ def operands(case: Case, make: Make) -> Operands:
         "wo": make((experts, hidden, width), hidden**-0.5),
     }
     parameters = {"router": make((width, experts), width**-0.5), **weights}
-    groups, slots = (1, tokens, width), (experts, case.capacity, width)
-    of_layer = make(groups, 1), parameters, make(groups, 1)
+    rows, slots = (groups, tokens, width), (experts, groups * case.capacity, width)
+    of_layer = make(rows, 1), parameters, make(rows, 1)
     of_bound = make(slots, 1), weights, make(slots, 1)
     return {"bound": of_bound, "layer": of_layer, "one-hot": of_layer}
 

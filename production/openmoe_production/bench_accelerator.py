@@ -20,7 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openmoe_production import bench, bench_bound, initialisation, moe, one_hot, training
+from openmoe_production import (
+    bench,
+    bench_bound,
+    bench_model,
+    initialisation,
+    moe,
+    one_hot,
+    training,
+)
 from openmoe_production.bench_timing import MEASURED, compiled, judged, measured, seconds, table
 from openmoe_spec.config import BASE, LARGE, Configuration
 
@@ -30,28 +38,18 @@ AHEAD = {"base": 1.7, "8b": 1.2}
 """The one-hot form's time over the layer's, at least; of forward and backward."""
 
 
-def operands(case: bench.Case, groups: int) -> dict[str, tuple[Any, Any, Any]]:
+def operands(case: bench.Case, groups: int) -> bench.Operands:
     """Return (inputs, weights, cotangent) of each program in bfloat16, the router in float32."""
-    tokens, experts, width, hidden = case
     random = np.random.default_rng(0)
 
-    def make(shape: tuple[int, ...], scale: float = 1.0) -> jax.Array:
+    def make(shape: tuple[int, ...], scale: float) -> jax.Array:
         drawn = random.standard_normal(shape, np.float32) * np.float32(scale)
         return jnp.asarray(drawn, jnp.bfloat16)
 
-    weights = {
-        "wi_0": make((experts, width, 2 * hidden), width**-0.5),
-        "wi_1": make((experts, width, hidden), width**-0.5),
-        "wo": make((experts, hidden, width), hidden**-0.5),
-    }
-    router = {"router": make((width, experts), width**-0.5).astype(jnp.float32)}
-    rows, slots = (groups, tokens, width), (experts, groups * case.capacity, width)
-    of_layer = make(rows), router | weights, make(rows)
-    return {
-        "bound": (make(slots), weights, make(slots)),
-        "layer": of_layer,
-        "one-hot": of_layer,
-    }
+    given = bench.operands(case, make, groups)
+    inputs, weights, cotangent = given["layer"]
+    of_layer = inputs, weights | {"router": weights["router"].astype(jnp.float32)}, cotangent
+    return {"bound": given["bound"], "layer": of_layer, "one-hot": of_layer}
 
 
 def functions(case: bench.Case) -> Mapping[str, Callable[..., jax.Array]]:
@@ -103,10 +101,8 @@ def step_row(c: Configuration, rows: int, length: int, rate: float, rounds: int)
     two backward.
     """
     print(f"train step of {c.name}", file=sys.stderr, flush=True)
-    targets = np.random.default_rng(1).integers(1, c.vocabulary_size, (rows, length), np.int32)
-    inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    named = {"decoder_input_tokens": inputs, "decoder_target_tokens": targets}
-    batch = {name: jnp.asarray(value) for name, value in named.items()}
+    size = bench_model.Size(c.head_dim, c.num_layers, c.vocabulary_size, rows, length)
+    batch = bench_model.batch_of(size)
     parameters = jax.jit(partial(initialisation.initialise, c))(key=jax.random.key(0))
     state = training.adafactor(c).init(parameters)
     step = partial(training.train_step, configuration=c, dtype="bfloat16", remat=True)

@@ -43,50 +43,43 @@ class Dropout:
             key = jax.random.fold_in(key, place)
         return replace(self, key=key)
 
-    def of_rows(
-        self, values: jax.Array, shard: Shard, *, split: str | None = None, axis: int = -1
-    ) -> jax.Array:
-        """Return values [B, L, ...] of which some are zero, the same along all L of a row.
+    def of_rows(self, values: jax.Array, shard: Shard, *, split: str | None = None) -> jax.Array:
+        """Return values [B, L, D] of which some are zero, the same along all L of a row.
 
-        split, axis  the logical axis that splits an axis of `values`, in a share
+        split  the logical axis that splits D, in a share
         """
-        shape = (*values.shape[:1], *values.shape[2:])
-        kept = self._kept(shape, shard, "batch", split, axis)
+        kept = self._kept((values.shape[0], values.shape[2]), shard, "batch", split)
         return self._applied(values, kept[:, None])
 
     def of_weights(self, weights: jax.Array, shard: Shard) -> jax.Array:
         """Return attention's weights [B, G, R, Q, L] of which some are zero, alike for all queries."""
         batch, groups, repeats, _, length = weights.shape
         shape = (batch, groups * repeats, length)
-        kept = self._kept(shape, shard, "batch", "joined_kv", 1)
+        kept = self._kept(shape, shard, "batch", "joined_kv")
         return self._applied(weights, kept.reshape(batch, groups, repeats, 1, length))
 
     def of_experts(self, values: jax.Array, shard: Shard) -> jax.Array:
         """Return values [E, S, F] of which some are zero, the same in all slots of an expert."""
-        kept = self._kept((values.shape[0], values.shape[2]), shard, "expert", "expert_mlp", 1)
+        kept = self._kept((values.shape[0], values.shape[2]), shard, "expert", "expert_mlp")
         return self._applied(values, kept[:, None])
 
     def _kept(
-        self, shape: tuple[int, ...], shard: Shard, first: str, split: str | None, axis: int
+        self, shape: tuple[int, ...], shard: Shard, first: str, split: str | None
     ) -> jax.Array:
-        """Draw by the number of each in the first axis; cut what is drawn as a share's values are."""
+        """Draw by the number of each in the first axis; cut the second as that of a share's values."""
         numbers = shard.index(first) * shape[0] + jnp.arange(shape[0])
-        each = list(shape[1:])
-        place = axis - 1 if axis > 0 else axis
-        if split is not None:
-            each[place] *= shard.size(split)
+        parts = 1 if split is None else shard.size(split)
+        each = (parts * shape[1], *shape[2:])
 
         def draw(number: jax.Array) -> jax.Array:
             key = jax.random.fold_in(self.key, number)
             return jax.random.bernoulli(key, 1 - self.rate, each)
 
         kept = jax.vmap(draw)(numbers)
-        if split is None or shard.size(split) == 1:
+        if split is None or parts == 1:
             return kept
-        at = axis % len(shape)
-        return jax.lax.dynamic_slice_in_dim(
-            shard.varying(split, kept), shard.index(split) * shape[at], shape[at], axis=at
-        )
+        begin = shard.index(split) * shape[1]
+        return jax.lax.dynamic_slice_in_dim(shard.varying(split, kept), begin, shape[1], axis=1)
 
     def _applied(self, values: jax.Array, kept: jax.Array) -> jax.Array:
         share = jnp.asarray(1 - self.rate, values.dtype)

@@ -58,7 +58,8 @@ def prepare(
 ) -> None:
     """Put text, a tokeniser of its own and settings into a folder, ready for `openmoe train`.
 
-    Exit codes: 0 prepared, 3 bad usage or unreadable input. Needs the extra `data`.
+    Exit codes: 0 prepared, 3 bad usage or unreadable input. Needs the extra `data`, and
+    questions `production` too.
     """
     from openmoe_tools.runs import preparing  # noqa: PLC0415
 

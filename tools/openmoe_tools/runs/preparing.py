@@ -1,6 +1,7 @@
 """`openmoe prepare`: a folder with everything that a preset needs to be trained.
 
-A preset is a settings file of this package, copied as it is: the folder can be read, changed and moved.
+A preset is a settings file of this package; that of fine-tuning is filled in with the model that it
+begins with. The folder can be read, changed and moved.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from rich.console import Console
@@ -124,9 +126,8 @@ def _texts(path: Path) -> Sequence[str]:
 def _write_config(folder: Path, preset: str, **values: str) -> None:
     """Write the settings last: where they are, everything else is."""
     text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(name, value, 1)
-    files.write(folder / CONFIG, lambda: text)
+    filled = Template(text).substitute(values)
+    files.write(folder / CONFIG, lambda: filled)
 
 
 def _conclude(request: Request, made: dict[str, Any], to: Console) -> None:
