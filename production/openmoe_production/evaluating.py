@@ -14,7 +14,8 @@ from numpy import ndarray
 
 from openmoe_production import model, run_data
 from openmoe_production.data import Features
-from openmoe_production.run_settings import RunSettings, Stage, Task
+from openmoe_production.run_settings import RunSettings
+from openmoe_production.settings_sections import Stage, Task
 from openmoe_production.sharding import Layout
 from openmoe_production.vocabulary import Vocabulary
 from openmoe_spec.data import OBJECTIVES

@@ -12,7 +12,8 @@ from numpy import ndarray
 
 from openmoe_production import sources
 from openmoe_production.data import Features, Pipeline
-from openmoe_production.run_settings import RunSettings, Stage, Task
+from openmoe_production.run_settings import RunSettings
+from openmoe_production.settings_sections import Stage, Task
 from openmoe_production.sharding import Layout
 from openmoe_production.streams import Settings
 from openmoe_production.vocabulary import Vocabulary, load

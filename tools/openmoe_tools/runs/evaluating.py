@@ -26,7 +26,8 @@ from openmoe_tools.runs.training import explained, file_of
 from openmoe_tools.terminal import console, say
 
 if TYPE_CHECKING:  # optional extras
-    from openmoe_production.run_settings import Evaluation, RunSettings, Stage, Task
+    from openmoe_production.run_settings import RunSettings
+    from openmoe_production.settings_sections import Evaluation, Stage, Task
 
 COMMAND = "openmoe eval"
 SCHEMA = "openmoe-eval/1"
@@ -91,7 +92,7 @@ def evaluate(request: Request) -> int:
 
 def _settings(request: Request) -> RunSettings:
     """Return the run's settings with what was asked for in place of what they say."""
-    from openmoe_production import run_settings  # noqa: PLC0415
+    from openmoe_production import run_settings, settings_sections  # noqa: PLC0415
 
     settings = run_settings.load(request.config)
     if request.mesh is not None:
@@ -102,7 +103,7 @@ def _settings(request: Request) -> RunSettings:
     evaluation = settings.evaluation
     if request.data:
         tasks = tuple(_task(one, request.field) for one in request.data)
-        evaluation = run_settings.Evaluation(tasks=tasks)
+        evaluation = settings_sections.Evaluation(tasks=tasks)
     if evaluation is None:
         raise UsageError(
             f"{request.config}: has no [evaluation]; add one, or name text with --data NAME=PATH"
@@ -118,7 +119,7 @@ def _evaluation(settings: RunSettings) -> Evaluation:
 
 
 def _task(given: str, field: str) -> Task:
-    from openmoe_production.run_settings import Task  # noqa: PLC0415
+    from openmoe_production.settings_sections import Task  # noqa: PLC0415
 
     name, _, path = given.partition("=")
     if not name or not path:
