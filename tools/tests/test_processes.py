@@ -17,6 +17,7 @@ pytest.importorskip("jax")
 
 COMMAND = (sys.executable, "-c", "from openmoe_tools.command_line import main; main()")
 STEPS, KILLED_BEHIND = 24, 10
+SAID = ("openmoe", "mesh ", "step ", "warning: ", "finished: ", "stopped ")
 
 
 def port():
@@ -46,6 +47,11 @@ def ended(begun, folder, *, seconds=400):
     ]
     assert codes == [0] * len(begun), told
     return told
+
+
+def ours(told):
+    """Return the lines of the command itself: JAX and its libraries warn as they please."""
+    return [line for line in told.splitlines() if line.startswith(SAID)]
 
 
 def losses(folder):
@@ -94,7 +100,8 @@ def test_one_of_two_processes_is_killed_and_the_run_goes_on_elsewhere(on_mesh, t
 
     told, quiet = ended(begin(on_mesh(4, 2, 1), killed), killed)
     assert "goes on from step" in told
-    assert all(line.startswith("[Gloo]") for line in quiet.splitlines())  # the first one speaks
+    assert ours(told)
+    assert not ours(quiet)  # the first one speaks
     found = losses(killed)
     assert list(found) == list(undisturbed)
     # Sums in another order: 2e-7 was seen.
@@ -118,5 +125,5 @@ def test_a_mesh_that_leaves_a_process_out_is_refused_by_all_of_them(on_mesh, tmp
     assert [one.wait(timeout=200) for one in begun] == [3, 3]
     for process in range(2):
         told = (tmp_path / f"partly.{process}.txt").read_text(encoding="utf-8")
-        (line,) = [one for one in told.splitlines() if not one.startswith("[Gloo]")]
+        (line,) = ours(told)
         assert "has 2 devices, the processes 8: all must be in it [MESH-06]" in line
