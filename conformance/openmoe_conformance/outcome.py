@@ -13,7 +13,9 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """A user's mistake: one line that says what, where and what to do. Exit code 3."""
+    """A user's mistake: one line that says what, where and what to do."""
+
+    exit_code = 3
 
 
 class Outcome(enum.Enum):

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
-from openmoe_tools import data_commands, run_commands
+from openmoe_tools import checkpoint_commands, data_commands, run_commands
 
 app = typer.Typer(
     name="openmoe",
@@ -31,6 +31,8 @@ vectors_app = typer.Typer(help="Stored vectors: list, import, export.")
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_commands.tokenizer_app, name="tokenizer")
 app.add_typer(data_commands.data_app, name="data")
+app.command("convert")(checkpoint_commands.convert)
+app.command("verify")(checkpoint_commands.verify)
 app.command("prepare")(run_commands.prepare)
 app.command("train")(run_commands.train)
 app.command("eval")(run_commands.evaluate)
@@ -165,7 +167,10 @@ def vectors_export(
 def inspect(
     config: Annotated[
         str,
-        typer.Argument(help="base, 8b, 34b, a JSON file, or a folder that holds config.json."),
+        typer.Argument(
+            help="A configuration: base, 8b, 34b, a JSON file, a folder that holds config.json; or a "
+            "checkpoint: a file or folder that holds tensors."
+        ),
     ],
     dialect: Annotated[str, typer.Option(help="t5x, torch_port or paper.")] = "t5x",
     batch: Annotated[
@@ -181,11 +186,31 @@ def inspect(
     every_layer: Annotated[
         bool, typer.Option("--all", help="List every layer's tensors, not one line for equals.")
     ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics", help="Of a checkpoint: read all values, and say what is odd about them."
+        ),
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Threads that read for --statistics; 0: one a core.")
+    ] = 0,
     json: JsonFile = None,
 ) -> None:
-    """Print a model's tensors, sizes, memory, groups and capacities; nothing is allocated."""
+    """Print what a configuration amounts to, or what a checkpoint holds."""
     from openmoe_tools import inspecting  # noqa: PLC0415
+    from openmoe_tools.checkpoints import describing  # noqa: PLC0415
 
+    if describing.is_checkpoint(config):
+        if (dialect, batch, length, replicas) != ("t5x", None, None, 1):
+            raise UsageError(
+                f"{config}: is a checkpoint; --dialect, --batch, --length and --replicas go with a "
+                "configuration"
+            )
+        asked = describing.Request(config, every_layer, statistics, jobs, json)
+        raise typer.Exit(describing.inspect(asked))
+    if statistics:
+        raise UsageError(f"--statistics reads a checkpoint's values, and {config} is none")
     request = inspecting.Request(
         source=config,
         dialect=dialect,
@@ -289,7 +314,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageError as error:
-        _complain(str(error))
+        _complain(str(error), error.exit_code)
     except TyperException as error:
         message = error.format_message().rstrip(".")
         _complain(f"{message}; `openmoe --help` shows what there is")
@@ -301,6 +326,6 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, code: int = BAD_USAGE) -> None:
     typer.echo(f"openmoe: {' '.join(message.split())}", err=True)
-    sys.exit(BAD_USAGE)
+    sys.exit(code)

@@ -24,6 +24,7 @@ from openmoe_spec import SPEC_VERSION, __version__
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_tools import continuing, files, models
+from openmoe_tools.checkpoints import loading
 from openmoe_tools.continuing import START, Choice, Prompts
 from openmoe_tools.data.tokenizer import UNKNOWN, MissingExtraError, Tokenizer, TokenizerError
 from openmoe_tools.runs import devices, restoring
@@ -176,7 +177,7 @@ def _model(request: Request) -> tuple[Configuration, Mapping[str, ndarray], int 
     """Return a model, its weights, and the step of a run that they are of."""
     if request.random is None:
         path = Path(request.model)
-        return restoring.load(path) if restoring.is_run(path) else (*models.load(path), None)
+        return restoring.load(path) if restoring.is_run(path) else loading.load(path)
     model = models.configuration(request.model, request.dialect)
     return model, models.draw(model, request.random), None
 

@@ -1,8 +1,7 @@
-"""Models as files: a configuration in JSON, and weights in safetensors beside it.
+"""Models as files: a configuration in JSON, and weights drawn afresh.
 
-Two forms of each: the published PyTorch port's (its `config.json`, its tensor names) and ours (the
-fields of SPEC.md chapter 3, the names of chapter 4). Nothing from a file is executed.
-Spec: CFG-02, CFG-05, MODEL-09, PARAM-05.
+Two forms of a configuration: the published PyTorch port's `config.json`, and ours, the fields of SPEC.md
+chapter 3. Weights that lie in files are `checkpoints.loading`'s. Spec: CFG-02, CFG-05, PARAM-05.
 """
 
 from __future__ import annotations
@@ -10,24 +9,21 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes  # noqa: F401 - with it NumPy knows bfloat16, in which tensors may be stored
 import numpy as np
 from numpy import ndarray
-from safetensors import SafetensorError, safe_open
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.initialisation import initialise
 from openmoe_spec import dialects, layouts
 from openmoe_spec.config import PUBLISHED, Configuration
 from openmoe_spec.errors import RejectedError
-from openmoe_spec.parameters import Parameter, count, parameters
+from openmoe_spec.parameters import count
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, OWN_CONFIG = "config.json", "openmoe.json"
 
 RANDOM_LIMIT = 100_000_000
 """Elements of a model that may be drawn afresh: 0.4 GB in float32."""
@@ -44,9 +40,6 @@ PORT_FIXED: Mapping[str, Any] = {
 }
 """Keys of the port's `config.json` of which another value would be another kind of model."""
 
-_DTYPES = ("F32", "F16", "BF16")
-
-
 # ---- configurations ----------------------------------------------------------------------------
 
 
@@ -59,6 +52,9 @@ def configuration(source: str, dialect: str = "t5x") -> Configuration:
         return dialects.configuration(dialect, source)
     path = Path(source)
     if path.is_dir():
+        own = path / OWN_CONFIG  # what a converted checkpoint has beside the port's keys
+        if own.is_file():
+            return _read(own, path.resolve().name)
         if not (path / CONFIG).is_file():
             raise UsageError(f"{path}: this folder holds no {CONFIG}")
         return _read(path / CONFIG, path.resolve().name)
@@ -71,7 +67,7 @@ def configuration(source: str, dialect: str = "t5x") -> Configuration:
 
 
 def _read(path: Path, name: str) -> Configuration:
-    content = _json(path)
+    content = read_json(path)
     port = is_port(content)
     taken = _from_port(path, content) if port else _own(path, content)
     theirs = {ours: key for key, ours in layouts.PORT_FIELDS.items()} if port else {}
@@ -89,7 +85,8 @@ def _read(path: Path, name: str) -> Configuration:
         raise UsageError(f"{path}: {field}: {error.reason} [{error.clause}]") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a file of JSON holds. Errors: UsageError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -158,101 +155,3 @@ def draw(model: Configuration, seed: int) -> dict[str, ndarray]:
             "name a smaller configuration"
         )
     return initialise(model, np.random.default_rng(seed))
-
-
-class _Stored(NamedTuple):
-    """Where a tensor lies: its name and shape there, whether it is transposed, and its file."""
-
-    name: str
-    shape: tuple[int, ...]
-    transposed: bool
-    handle: Any
-    path: Path
-
-
-def load(folder: Path) -> tuple[Configuration, dict[str, ndarray]]:
-    """Return the configuration of a folder and its weights, float32, by the names of PARAM-01.
-
-    Errors: UsageError naming the file, the tensor, and the shapes it has and must have.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; a model is one with {CONFIG} and {WEIGHTS}")
-    model = configuration(str(folder))
-    port = is_port(_json(folder / CONFIG))
-    with ExitStack() as stack:
-        stored = _stored(_files(folder), stack, port=port)
-        tensors = parameters(model)
-        _compare(folder, tensors, stored, port=port)
-        return model, {one.name: _tensor(stored[one.name]) for one in tensors}
-
-
-def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
-        raise UsageError(
-            f"{folder}: holds neither {WEIGHTS} nor {INDEX}; other forms of weights are not read"
-        )
-    places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
-        raise UsageError(f"{index}: must have a weight_map from tensor to file")
-    names = sorted(set(places.values()))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UsageError(f"{index}: names {name}, which is no file of this folder")
-    return [folder / name for name in names]
-
-
-def _stored(paths: list[Path], stack: ExitStack, *, port: bool) -> dict[str, _Stored]:
-    """Return what the files hold by our names, their headers alone read."""
-    found: dict[str, _Stored] = {}
-    for path in paths:
-        try:
-            handle = stack.enter_context(safe_open(path, framework="np"))
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path}: is no whole safetensors file ({error})") from error
-        for name in handle.keys():  # noqa: SIM118 - no mapping
-            shape = tuple(handle.get_slice(name).get_shape())
-            ours = layouts.name_from_port(name) if port else (name, False)
-            if ours is None:
-                raise UsageError(f"{path}: {name}, shape {shape}, is no tensor of an OpenMoE model")
-            if ours[0] in found:
-                raise UsageError(f"{path}: {name} stands in {found[ours[0]].path.name} too")
-            found[ours[0]] = _Stored(name, shape, ours[1], handle, path)
-    return found
-
-
-def _compare(
-    folder: Path, tensors: tuple[Parameter, ...], stored: Mapping[str, _Stored], *, port: bool
-) -> None:
-    """Refuse what the configuration does not have, what is missing, and what is misshaped."""
-    wanted = {one.name: one.shape for one in tensors}
-    for name, one in stored.items():
-        if name not in wanted:
-            raise UsageError(
-                f"{one.path}: {one.name}, shape {one.shape}, is no tensor of the model that "
-                f"{CONFIG} describes"
-            )
-    for name, shape in wanted.items():
-        there = (layouts.port_name(name) if port else None) or (name, False)
-        expected = shape[::-1] if there[1] else shape
-        if name not in stored:
-            raise UsageError(f"{folder}: lacks the tensor {there[0]}, shape {expected}")
-        if stored[name].shape != expected:
-            raise UsageError(
-                f"{stored[name].path}: {there[0]} must have shape {expected}, "
-                f"got {stored[name].shape}"
-            )
-
-
-def _tensor(stored: _Stored) -> ndarray:
-    dtype = stored.handle.get_slice(stored.name).get_dtype()
-    if dtype not in _DTYPES:
-        raise UsageError(
-            f"{stored.path}: {stored.name} must be one of {', '.join(_DTYPES)}, got {dtype}"
-        )
-    wide = stored.handle.get_tensor(stored.name).astype(np.float32)
-    if not np.isfinite(wide).all():
-        raise UsageError(f"{stored.path}: {stored.name} holds values that are not finite")
-    return np.ascontiguousarray(wide.T) if stored.transposed else wide

@@ -1,4 +1,7 @@
-"""What the tests of several commands share: the command line in this process, and JSON schemas."""
+"""What the tests of several commands share: the command line in this process, and JSON schemas.
+
+Modules that several tests of this folder share are found beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import importlib.util
 import sys
 import zlib
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from openmoe_tools import command_line
+
+sys.path.append(str(Path(__file__).parent))
 
 if importlib.util.find_spec("jax") is not None:
     import jax
@@ -43,9 +49,9 @@ def run(monkeypatch, capsys):
 def complains(run):
     """Run `openmoe` and check that it refuses in one line that has all the words."""
 
-    def call(*arguments, words):
+    def call(*arguments, words, code=3):
         found = run(*arguments)
-        assert found.code == 3, found
+        assert found.code == code, found
         assert found.stdout == ""
         assert len(found.stderr.splitlines()) == 1, found.stderr
         assert found.stderr.startswith("openmoe: ")

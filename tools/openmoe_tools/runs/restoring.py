@@ -23,9 +23,10 @@ def is_run(path: Path) -> bool:
 
 
 def tokenizer_of(path: Path) -> Path | None:
-    """Return the tokeniser that lies in a run's folder, as `openmoe prepare` puts it there."""
+    """Return the tokeniser that lies in a model's folder, or a run's as `openmoe prepare` puts it there."""
     if not is_run(path):
-        return None
+        beside = path / "tokenizer.model"
+        return beside if beside.is_file() else None
     levels = (path, *path.absolute().parents[:2])
     runs = [one / "tokenizer.model" for one in levels if (one / "checkpoints").is_dir()]
     return next((one for one in runs if one.is_file()), None)

@@ -1,0 +1,133 @@
+"""What became of the experts of one tensor: which matrix each one holds now."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from openmoe_tools.checkpoints import explaining
+from openmoe_tools.checkpoints.explaining import Cause
+from openmoe_tools.checkpoints.findings import ranges
+from openmoe_tools.checkpoints.fingerprints import Fingerprint, Matrix
+
+if TYPE_CHECKING:
+    from openmoe_tools.checkpoints.diagnosis import Diagnosis
+
+Found = dict[tuple[int, ...], Cause | None]
+"""Causes by the experts that they are about; () is all of them; None where a shape says all."""
+
+
+def explained(
+    diagnosis: Diagnosis,
+    name: str,
+    a: list[Matrix],
+    b: list[Matrix],
+    fa: list[Fingerprint],
+    fb: list[Fingerprint],
+) -> Found:
+    """Return what became of each expert's matrix, those of one cause together."""
+    differing = [
+        e
+        for e in range(len(b))
+        if e >= len(a) or not _same(fa[e], fb[e]) or not explaining.equal(a[e], b[e])
+    ]
+    held = _held(a, b, fa, fb, differing)
+    found = _orders(len(a), len(b), held, differing)
+    if found:
+        return found
+    causes: dict[int, Cause | None] = {}
+    for e in differing:
+        if e in held:
+            still = (
+                "which that expert holds too" if _keeps(held, differing, held[e]) else "which moved"
+            )
+            causes[e] = Cause(
+                "expert duplicated",
+                f"holds the source's expert {held[e]}, {still}: its own values are not there",
+                "write each expert from the source's expert of the same number",
+            )
+        elif e < len(a):
+            causes[e] = diagnosis.explain(name, a[e], b[e], fa[e], fb[e])
+        else:
+            causes[e] = Cause(
+                "expert added", "is one that the source does not have", "leave it out"
+            )
+    together: dict[Cause | None, list[int]] = defaultdict(list)
+    for e, cause in causes.items():
+        together[cause].append(e)
+    return {
+        (() if len(ones) == len(b) > 1 and len(together) == 1 else tuple(ones)): cause
+        for cause, ones in together.items()
+    }
+
+
+def _same(one: Fingerprint, other: Fingerprint) -> bool:
+    return (
+        one.rows.shape == other.rows.shape
+        and one.columns.shape == other.columns.shape
+        and bool((one.rows == other.rows).all() and (one.columns == other.columns).all())
+    )
+
+
+def _held(
+    a: list[Matrix],
+    b: list[Matrix],
+    fa: list[Fingerprint],
+    fb: list[Fingerprint],
+    differing: list[int],
+) -> dict[int, int]:
+    """Return which expert of the source each differing one of the target is, bit for bit."""
+    held = {}
+    for e in differing:
+        for other in range(len(a)):
+            if other != e and _same(fa[other], fb[e]) and explaining.equal(a[other], b[e]):
+                held[e] = other
+                break
+    return held
+
+
+def _keeps(held: dict[int, int], differing: list[int], source: int) -> bool:
+    """Return whether a source's expert is still, or also, where it belongs."""
+    return source not in differing or held.get(source) == source
+
+
+def _orders(source: int, target: int, held: dict[int, int], differing: list[int]) -> Found:
+    """Return experts that were all moved: rolled, permuted, or closed up behind one left out."""
+    if source != target:
+        # Those that stand at their own number are not in `held`: the first that moved was the gap.
+        moved = sorted(held)
+        if target == source - 1 and all(held[e] == e + 1 for e in moved):
+            gap = moved[0] if moved else target
+            if differing == moved:
+                return {(gap,): Cause(
+                    "expert dropped",
+                    f"is left out: there are {target} experts, and each behind it is one number early",
+                    "write all experts",
+                )}  # fmt: skip
+        return {}
+    if set(held) != set(differing) or sorted(held.values()) != sorted(held):
+        shifts = {(held[e] - e) for e in held}
+        if len(shifts) == 1 and len(held) >= max(2, len(differing) - 1):
+            shift = shifts.pop()
+            return {tuple(differing): Cause(
+                "experts rolled",
+                f"are one another's: expert e holds the source's expert e{shift:+d}, and at the end "
+                "one is lost",
+                "number the experts from 0, as the source does",
+            )}  # fmt: skip
+        return {}
+    shift = (held[differing[0]] - differing[0]) % source
+    if len(differing) == source and all((held[e] - e) % source == shift for e in held):
+        by = shift if shift <= source // 2 else shift - source
+        return {(): Cause(
+            "experts rolled",
+            f"are shifted by {by:+d} along the expert axis: expert 0 holds the source's expert {shift}",
+            f"shift the experts by {-by:+d}",
+        )}  # fmt: skip
+    first = ", ".join(f"{e} holds {held[e]}" for e in differing[:6])
+    more = ", ..." if len(differing) > 6 else ""  # noqa: PLR2004
+    return {tuple(differing): Cause(
+        "experts permuted",
+        f"are in another order: {first}{more}",
+        f"put experts {ranges(differing)} in the source's order, the router's columns with them",
+    )}  # fmt: skip
