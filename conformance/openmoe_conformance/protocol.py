@@ -104,6 +104,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "sparse_layers": Function(("num_layers", "num_sparse"), (), {"layout": "MIXED"}),
     "count_parameters": Function(("configuration",), (), {}),
     "port_parameters": Function(("parameters",), (), {}),
+    # checkpoints
+    "tensor_digest": Function(("tensor",), (), {}),
+    "model_digest": Function(("digests",), (), {}),
+    "round_to_bfloat16": Function(("tensor",), (), {}),
+    "per_expert_parameters": Function(("parameters",), (), {}),
     # layers
     "embed": Function(("table", "ids"), (), {"dtype": "float32"}),
     "rms_norm": Function(("inputs", "scale"), (), {"dtype": "float32"}),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.protocol import Mesh
+from openmoe_conformance.reference_checkpoint_adapter import ReferenceCheckpointAdapter
 from openmoe_conformance.reference_data_adapter import ReferenceDataAdapter
 from openmoe_conformance.reference_model_adapter import Dialect
 from openmoe_conformance.reference_training_adapter import ReferenceTrainingAdapter
@@ -32,7 +33,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
-class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter):
+class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter, ReferenceCheckpointAdapter):
     """The NumPy reference behind the adapter's functions."""
 
     name = "openmoe_reference"

@@ -1,7 +1,7 @@
 """Where other programs keep the same tensors, and what they call the same settings. Data alone.
 
 `places` makes of it where each part of a tensor lies, in both directions.
-Spec: PARAM-05, CKPT-05. Source: ColossalAI convert_openmoe_ckpt.py, modeling_openmoe.py@95e3378e;
+Spec: PARAM-05, CKPT-04. Source: ColossalAI convert_openmoe_ckpt.py, modeling_openmoe.py@95e3378e;
 openmoe-pt convert_openmoe_weight_to_hf.py@81951eb; t5x convert of scanned layers.
 """
 

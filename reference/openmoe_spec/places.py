@@ -1,7 +1,7 @@
 """Where each part of each tensor lies: from the rules of `layouts`, in both directions.
 
 A part is a whole tensor, or one expert's matrix where those are apart. A region is a range on each
-axis. Numbers and names alone; nothing is read here. Spec: CKPT-05.
+axis. Numbers and names alone; nothing is read here. Spec: CKPT-04.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import worked_attention
+import worked_checkpoints
 import worked_configuration
 import worked_data
 import worked_decoding
@@ -46,6 +47,7 @@ CHAPTERS = (
     worked_objectives,
     worked_documents,
     worked_meshes,
+    worked_checkpoints,
     worked_dialects,
 )
 """The modules that hold the examples, in the order of SPEC.md."""

@@ -121,7 +121,7 @@ def verify(
     from openmoe_conformance.outcome import UsageError  # noqa: PLC0415
     from openmoe_tools.checkpoints import verifying  # noqa: PLC0415
 
-    if len(checkpoints) > 2:  # noqa: PLR2004 - a source and a target
+    if len(checkpoints) > 2:
         raise UsageError(f"verify: takes two checkpoints, got {len(checkpoints)}")
     request = verifying.Request(
         source=checkpoints[0] if len(checkpoints) > 1 else None,

@@ -325,7 +325,7 @@ def layers_offset(w, _):
         f"{LAYER}3/pre_mlp_layer_norm/scale": "layer duplicated",
     },
     "layers 3",
-)  # noqa: E501
+)
 def layer_duplicated(w, _):
     own = f"{LAYER}3/"
     return {n: w[n.replace(own, f"{LAYER}1/")] if n.startswith(own) else x for n, x in w.items()}
@@ -334,7 +334,7 @@ def layer_duplicated(w, _):
 @planted(
     {f"{LAYER}2/mlp/wo/kernel": "layers swapped", f"{LAYER}4/mlp/wo/kernel": "layers swapped"},
     "layers 2, 4",
-)  # noqa: E501
+)
 def layers_swapped(w, _):
     names = {2: 4, 4: 2}
     swapped = dict(w)

@@ -59,7 +59,7 @@ CHAPTERS = (
     *("training_rejections", "decoding", "sampling", "decoding_rejections"),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws"),
     *("feeding", "fed_examples", "batching"),
-    *("meshes", "mesh_models", "mesh_rejections"),
+    *("meshes", "mesh_models", "mesh_rejections", "checkpoints"),
     *("dialects", "programs", "mesh_programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -30,7 +30,7 @@ CHAPTERS = (
         "sampling",
     ),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws", "feeding"),
-    *("batching", "packing", "meshes", "mesh_models", "dialects"),
+    *("batching", "packing", "meshes", "mesh_models", "checkpoints", "dialects"),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

@@ -38,7 +38,9 @@ ROUNDS = 5
 DIGEST_TARGET, CONVERT_TARGET, MEMORY_TARGET = 0.8, 0.7, 1.5
 MEMORY = "1500MB"
 
-SAMPLE = replace(PUBLISHED["base"], name="sample", num_layers=4, num_moe_layers=1, vocabulary_size=32_768)
+SAMPLE = replace(
+    PUBLISHED["base"], name="sample", num_layers=4, num_moe_layers=1, vocabulary_size=32_768
+)
 """Base with four layers and a small vocabulary: half a gigabyte in float32."""
 
 SIZES: Mapping[str, Configuration] = {
@@ -64,8 +66,10 @@ def write_model(folder: Path, model: Configuration, dtype: str, seed: int = 0) -
         for start in range(0, shape[0], step):
             number = min(step, shape[0] - start)
             shift = int(draws.integers(piece.size))
-            values = np.roll(piece, shift)[: number * inner] if number * inner <= piece.size else (
-                np.resize(piece, number * inner)
+            values = (
+                np.roll(piece, shift)[: number * inner]
+                if number * inner <= piece.size
+                else (np.resize(piece, number * inner))
             )
             region = ((start, start + number), *((0, n) for n in shape[1:]))
             writer.write(name, region, values.reshape(number, *shape[1:]))
@@ -74,7 +78,9 @@ def write_model(folder: Path, model: Configuration, dtype: str, seed: int = 0) -
     return folder
 
 
-def in_turns(programs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+def in_turns(
+    programs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, float]:
     """Return the median seconds of each program, run in turns after a first time."""
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(rounds + 1):
@@ -104,7 +110,11 @@ def hash_alone(path: Path) -> Callable[[], object]:
 
 def chunk_files(path: Path) -> list[Path]:
     """Return the files of chunks of a T5X checkpoint."""
-    return [one for one in path.rglob("*") if one.is_file() and one.parent != path and one.name[0] != "."]
+    return [
+        one
+        for one in path.rglob("*")
+        if one.is_file() and one.parent != path and one.name[0] != "."
+    ]
 
 
 def inflate_alone(path: Path, jobs: int) -> Callable[[], object]:
@@ -171,7 +181,9 @@ def _row(what: str, bound: float, ours: float, size: int, target: float | None) 
     return f"| {what} | {bound:.2f} | {ours:.2f} | {ratio:.2f} | {rate} | {state} |"
 
 
-_HEAD = "| what | bound, s | ours, s | bound / ours | ours | target |\n| -- | -- | -- | -- | -- | -- |"
+_HEAD = (
+    "| what | bound, s | ours, s | bound / ours | ours | target |\n| -- | -- | -- | -- | -- | -- |"
+)
 
 
 def digest_section(plain: Path, compressed: Path, size: int) -> str:
@@ -189,10 +201,30 @@ def digest_section(plain: Path, compressed: Path, size: int) -> str:
         }
     )
     rows = [
-        _row("safetensors, 1 core; SHA-256 alone", taken["hash"], taken["plain"], size, DIGEST_TARGET),
-        _row(f"safetensors, {cores} cores; SHA-256 alone on as many", taken["hash"] / cores, taken["plain, all"], size, None),  # noqa: E501
-        _row("T5X, gzip, 1 thread of ours; zlib alone, 1 core", taken["inflate"], taken["gzip"], size, DIGEST_TARGET),  # noqa: E501
-        _row(f"T5X, gzip, {cores} cores; zlib alone on as many", taken["inflate, all"], taken["gzip, all"], size, DIGEST_TARGET),  # noqa: E501
+        _row(
+            "safetensors, 1 core; SHA-256 alone", taken["hash"], taken["plain"], size, DIGEST_TARGET
+        ),
+        _row(
+            f"safetensors, {cores} cores; SHA-256 alone on as many",
+            taken["hash"] / cores,
+            taken["plain, all"],
+            size,
+            None,
+        ),
+        _row(
+            "T5X, gzip, 1 thread of ours; zlib alone, 1 core",
+            taken["inflate"],
+            taken["gzip"],
+            size,
+            DIGEST_TARGET,
+        ),
+        _row(
+            f"T5X, gzip, {cores} cores; zlib alone on as many",
+            taken["inflate, all"],
+            taken["gzip, all"],
+            size,
+            DIGEST_TARGET,
+        ),
     ]
     return "\n".join(["## Digests", "", _HEAD, *rows])
 
@@ -213,11 +245,29 @@ def convert_section(plain: Path, compressed: Path, folder: Path, size: int) -> s
     taken = in_turns(programs, 3)
     slower = {name: max(taken[name], taken["disk"]) for name in ("deflate", "inflate")}
     rows = [
-        _row("safetensors to T5X; zlib level 1, or the disk", slower["deflate"], taken["to t5x"], size, CONVERT_TARGET),  # noqa: E501
+        _row(
+            "safetensors to T5X; zlib level 1, or the disk",
+            slower["deflate"],
+            taken["to t5x"],
+            size,
+            CONVERT_TARGET,
+        ),
         _row("the same, one tensor at a time", slower["deflate"], taken["to t5x, 1"], size, None),
-        _row("T5X to safetensors; zlib, or the disk", slower["inflate"], taken["to hf"], size, CONVERT_TARGET),
+        _row(
+            "T5X to safetensors; zlib, or the disk",
+            slower["inflate"],
+            taken["to hf"],
+            size,
+            CONVERT_TARGET,
+        ),
         _row("the same, one tensor at a time", slower["inflate"], taken["to hf, 1"], size, None),
-        _row("safetensors to safetensors; the disk", taken["disk"], taken["hf to hf"], size, CONVERT_TARGET),
+        _row(
+            "safetensors to safetensors; the disk",
+            taken["disk"],
+            taken["hf to hf"],
+            size,
+            CONVERT_TARGET,
+        ),
     ]
     return "\n".join(["## Conversions", "", _HEAD, *rows])
 
@@ -236,7 +286,7 @@ except SystemExit as end:
 def _peak(*arguments: object) -> tuple[float, float]:
     """Return the peak memory in GB and the seconds of a command."""
     begun = time.perf_counter()
-    made = subprocess.run(
+    made = subprocess.run(  # noqa: S603 - this program itself
         [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -28,7 +28,7 @@ SOURCE, TARGET = "source", "target"
 
 
 def mapping_digest() -> str:
-    """Return the digest of the mapping, all rules of all layouts. Spec: CKPT-05."""
+    """Return the digest of the mapping, all rules of all layouts. Spec: CKPT-04."""
     rules = [
         [one.name, [[r.ours, r.theirs, list(r.operations), r.stacked] for r in one.rules]]
         for one in LAYOUTS

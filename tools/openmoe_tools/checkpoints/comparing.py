@@ -5,7 +5,7 @@ The functional tier is `functional`'s; `verifying` puts all four together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -28,7 +28,6 @@ from openmoe_tools.checkpoints.findings import (
 from openmoe_tools.checkpoints.numeric import Difference
 from openmoe_tools.checkpoints.opening import Checkpoint
 from openmoe_tools.checkpoints.working import Budget
-
 
 Models = tuple[Configuration | None, Configuration | None]
 

@@ -74,7 +74,7 @@ def convert(
             (partial / file).write_bytes(content)
         plan_.writer.close()
         expected = note.digests
-        _reread(plan_, partial, expected, budget, reread)
+        _reread(partial, expected, budget, reread)
         partial.rename(target)
         journal.sync(target.absolute().parent)
     target.with_name(target.name + journal.JOURNAL).unlink(missing_ok=True)
@@ -169,9 +169,7 @@ def _put(plan_: Plan, placed: Placed, region: Region, values: ndarray) -> None:
         plan_.writer.write(part.theirs, there, apply(part.operations, piece))
 
 
-def _reread(
-    plan_: Plan, partial: Path, expected: Mapping[str, str], budget: Budget, report: Report
-) -> None:
+def _reread(partial: Path, expected: Mapping[str, str], budget: Budget, report: Report) -> None:
     """Refuse a folder of which a tensor is not what the source has."""
     made = open_checkpoint(partial)
     if set(made.tensors) != set(expected):

@@ -1,7 +1,7 @@
 """`openmoe inspect` of a checkpoint: what it is, what its shapes say of the model, what is odd.
 
 The report's schema is `contents.schema.json`, beside this file. Nothing but names, shapes and indices
-is read, unless statistics are asked for. Spec: PARAM-01..PARAM-03, CKPT-05.
+is read, unless statistics are asked for. Spec: PARAM-01..PARAM-03, CKPT-04.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from openmoe_tools.checkpoints import explaining
-from openmoe_tools.checkpoints.explaining import Cause
+from openmoe_tools.checkpoints.causes import Cause, equal
 from openmoe_tools.checkpoints.findings import ranges
 from openmoe_tools.checkpoints.fingerprints import Fingerprint, Matrix
 
@@ -17,19 +16,12 @@ Found = dict[tuple[int, ...], Cause | None]
 """Causes by the experts that they are about; () is all of them; None where a shape says all."""
 
 
-def explained(
-    diagnosis: Diagnosis,
-    name: str,
-    a: list[Matrix],
-    b: list[Matrix],
-    fa: list[Fingerprint],
-    fb: list[Fingerprint],
-) -> Found:
+def explained(diagnosis: Diagnosis, name: str) -> Found:
     """Return what became of each expert's matrix, those of one cause together."""
+    a, b = (diagnosis.matrices(side, name) for side in (0, 1))
+    fa, fb = (diagnosis.prints(side, name) for side in (0, 1))
     differing = [
-        e
-        for e in range(len(b))
-        if e >= len(a) or not _same(fa[e], fb[e]) or not explaining.equal(a[e], b[e])
+        e for e in range(len(b)) if e >= len(a) or not _same(fa[e], fb[e]) or not equal(a[e], b[e])
     ]
     held = _held(a, b, fa, fb, differing)
     found = _orders(len(a), len(b), held, differing)
@@ -80,7 +72,7 @@ def _held(
     held = {}
     for e in differing:
         for other in range(len(a)):
-            if other != e and _same(fa[other], fb[e]) and explaining.equal(a[other], b[e]):
+            if other != e and _same(fa[other], fb[e]) and equal(a[other], b[e]):
                 held[e] = other
                 break
     return held
@@ -125,7 +117,7 @@ def _orders(source: int, target: int, held: dict[int, int], differing: list[int]
             f"shift the experts by {-by:+d}",
         )}  # fmt: skip
     first = ", ".join(f"{e} holds {held[e]}" for e in differing[:6])
-    more = ", ..." if len(differing) > 6 else ""  # noqa: PLR2004
+    more = ", ..." if len(differing) > 6 else ""
     return {tuple(differing): Cause(
         "experts permuted",
         f"are in another order: {first}{more}",

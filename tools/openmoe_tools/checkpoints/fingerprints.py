@@ -78,11 +78,11 @@ class Matrix:
 def matrices(checkpoint: Checkpoint, name: str, dtype: str, block: int) -> list[Matrix]:
     """Return the matrices of a tensor."""
     shape = checkpoint.tensors[name].shape
-    if len(shape) > 2:  # noqa: PLR2004 - experts
+    if len(shape) > 2:
         two = (shape[1], shape[2])
         return [Matrix(checkpoint, name, dtype, e, two, block) for e in range(shape[0])]
-    two = (1, *shape)[-2:]
-    return [Matrix(checkpoint, name, dtype, None, (two[0], two[1]), block)]
+    rows, columns = (1, *shape)[-2:]
+    return [Matrix(checkpoint, name, dtype, None, (rows, columns), block)]
 
 
 @dataclass(frozen=True)

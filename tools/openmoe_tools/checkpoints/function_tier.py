@@ -97,9 +97,7 @@ def _run(request: Request, found: Comparison, model: Configuration, to: Console)
         dialect = request.target_dialect or request.dialect
         b = Side(loading.weights(found.b), dialect, request.implementation)
     # A dtype that narrows is a declared cast: it has an effect, which is measured.
-    return functional.compare(
-        a, b, model, cast=found.cast, same_weights=_same_weights(found)
-    )
+    return functional.compare(a, b, model, cast=found.cast, same_weights=_same_weights(found))
 
 
 def _summary(made: Functional) -> str:

@@ -88,7 +88,7 @@ def _rotary(size: int, heads: int | None) -> Iterator[Rearrangement]:
     known = [heads] if heads and size % heads == 0 else []
     for groups in (*known, *(n for n in divisors(size) if n not in known)):
         per_head = size // groups
-        if per_head % 2 or per_head < 4:  # noqa: PLR2004 - with two elements both orders are one
+        if per_head % 2 or per_head < 4:
             continue
         of = f"of each of {groups} heads" if groups > 1 else "of all heads taken as one"
         if heads and groups != heads:
@@ -142,7 +142,7 @@ def described(order: ndarray, unit: str, heads: int | None = None) -> tuple[str,
                 f"have their heads in another order: {places}{', ...' if heads > 8 else ''}",
                 "put the heads in the source's order",
             )
-    if len(moved) == 2:  # noqa: PLR2004
+    if len(moved) == 2:
         one, other = (int(i) for i in moved)
         return (f"{unit} permuted", f"are exchanged, {one} and {other}", "exchange them again")
     first = ", ".join(f"{int(i)} holds {int(order[i])}" for i in moved[:3])

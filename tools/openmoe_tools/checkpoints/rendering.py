@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -69,9 +69,9 @@ def junit(report: Mapping[str, Any]) -> bytes:
     failing = [one for one in verdicts if one["verdict"] == DIFFERS]
     skipped = [one for one in verdicts if one["verdict"] not in {HOLDS, DIFFERS}]
     numbers = {"tests": len(verdicts), "failures": len(failing), "skipped": len(skipped)}
-    told = {name: str(number) for name, number in numbers.items()}
     suites = ET.Element("testsuites")
-    suite = ET.SubElement(suites, "testsuite", name="openmoe verify", errors="0", **told)
+    suite = ET.SubElement(suites, "testsuite", name="openmoe verify", errors="0")
+    suite.attrib |= {name: str(number) for name, number in numbers.items()}
     for one in verdicts:
         case = ET.SubElement(suite, "testcase", classname="openmoe.verify", name=one["tier"])
         if one in failing:
@@ -155,7 +155,7 @@ def _side(name: str, side: Mapping[str, Any]) -> str:
     return f'<dl class="facts">\n{inner}\n</dl>'
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     head = "".join(f"<th>{one}</th>" for one in heads)
     body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"

@@ -66,7 +66,9 @@ def unlike(one: Configuration | None, other: Configuration | None) -> list[str]:
         name = {"num_kv_heads": "key_value_heads", "expert_mlp_dim": "expert_width"}.get(field.name)
         mine, theirs = (getattr(side, name or field.name) for side in (one, other))
         if field.name != "name" and mine != theirs:
-            found.append(f"configurations differ: {field.name} is {mine} in the source's, {theirs} in the target's")
+            found.append(
+                f"configurations differ: {field.name} is {mine} in the source's, {theirs} in the target's"
+            )
     return found
 
 
@@ -79,7 +81,7 @@ def _levels(checkpoint: Checkpoint) -> list[Path]:
 def _beside(checkpoint: Checkpoint) -> Configuration | None:
     """Return the configuration of a file beside the tensors, or of a run's step."""
     for number, folder in enumerate(_levels(checkpoint)):
-        if number < 2 and (folder / _SETTINGS).is_file():  # noqa: PLR2004 - the item, and its step
+        if number < 2 and (folder / _SETTINGS).is_file():
             return _of_step(folder / _SETTINGS)
         if number == 0 or folder.name == checkpoint.path.name:
             for name in (OWN_CONFIG, CONFIG):

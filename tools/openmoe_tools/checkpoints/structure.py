@@ -110,7 +110,7 @@ def _tensors(a: Checkpoint, b: Checkpoint, cast: str | None) -> Iterator[Finding
         if ours != theirs:
             yield _shape(name, ours, theirs)
         one, other = a.dtype(name), b.dtype(name)
-        if one != other and other != cast:
+        if other not in {one, cast}:
             dtypes.setdefault((one, other), []).append(name)
     for (one, other), names in dtypes.items():
         yield Finding(

@@ -1,7 +1,7 @@
 """`openmoe verify`: is the one checkpoint the other? Four tiers, each with its own verdict.
 
 The report's schema is `verify.schema.json`, beside this file.
-Spec: CKPT-01..CKPT-05.
+Spec: CKPT-01..CKPT-04.
 """
 
 from __future__ import annotations

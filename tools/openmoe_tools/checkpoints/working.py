@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.layouts import TRANSPOSE
@@ -101,8 +101,8 @@ def must_stream(checkpoint: Checkpoint, name: str, budget: Budget) -> bool:
     least = max(checkpoint.reader.tensors[part.theirs].least for part in parts)
     if 3 * least <= budget.total:
         return False
-    (part,) = parts if len(parts) == 1 else (None,)
-    plain = part is not None and not part.operations and part.at is None
+    part = parts[0]
+    plain = len(parts) == 1 and not part.operations and part.at is None
     if not plain or checkpoint.reader.stream(part.theirs) is None:
         need = (3 * least + OWN) / 1e9
         raise Unreadable(

@@ -64,7 +64,7 @@ class Writer(Protocol):
 def chunk_of(out: Out) -> Shape:
     """Return the chunk of a tensor: whole rows, as many as fit, a divisor of them all."""
     shape, itemsize = out.shape, DTYPES[out.dtype].itemsize
-    if out.size <= CHUNK or len(shape) < 2:  # noqa: PLR2004
+    if out.size <= CHUNK or len(shape) < 2:
         return shape
     axis = len(shape) - 2  # one matrix at a time
     inner = shape[-1] * itemsize
@@ -233,7 +233,7 @@ class SafetensorsWriter:
         self.headers = {
             name: _header({n: tensors[n] for n in shard})
             for name, shard in zip(names, self.shards, strict=True)
-        }  # noqa: E501
+        }
         self.place = {
             tensor: (file, start)
             for file, shard in zip(names, self.shards, strict=True)
