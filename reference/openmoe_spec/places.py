@@ -174,14 +174,20 @@ def _join(found: Found, name: str, parts: Mapping[int | None, tuple[Shape, Part]
         return
     shapes = {shape for shape, _ in parts.values()}
     experts = [one for one in parts if one is not None]
-    lacking = sorted(set(range(max(experts) + 1)) - set(experts))
+    lacking = [] if len(experts) > max(experts) else [_gap(experts)]
     if len(shapes) > 1:
         found.problems.append(f"{name}: experts of different shapes, {sorted(shapes)}")
     elif lacking:
-        found.problems.append(f"{name}: lacks experts {', '.join(map(str, lacking))}")
+        found.problems.append(f"{name}: lacks expert {lacking[0]}, and has {max(experts)}")
     shape = parts[experts[0]][0]
     ordered = tuple(parts[e][1] for e in sorted(experts))
     found.tensors[name] = Placed((max(experts) + 1, *shape), ordered)
+
+
+def _gap(numbers: Sequence[int]) -> int:
+    """Return the first number from 0 on that is not there."""
+    held = set(numbers)
+    return next(i for i in range(len(held) + 1) if i not in held)
 
 
 class _Layers:

@@ -99,6 +99,10 @@ def verify(
         Path | None,
         typer.Option(help="What the target's own program printed: an npz of input_ids and logits."),
     ] = None,
+    probes: Annotated[
+        Path | None,
+        typer.Option(help="Write ids for the target's own program, an npz of input_ids, and stop."),
+    ] = None,
     implementation: Annotated[
         str,
         typer.Option("--implementation", "-i", help="Runs the models: reference or production."),
@@ -134,6 +138,7 @@ def verify(
         dialect=dialect,
         target_dialect=target_dialect,
         outputs=outputs,
+        probes=probes,
         implementation=implementation,
         memory=memory,
         jobs=jobs,

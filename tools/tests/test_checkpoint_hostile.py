@@ -394,3 +394,38 @@ def test_permission_denied(closed, write, name):
         assert line.isprintable()
         assert str(folder) in line
         assert "ermission" in line
+
+
+# ---- archives of NumPy arrays --------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "model.npz"
+    np.savez(path, **{name.replace("/", "|"): one for name, one in make.model().items()})
+    return path
+
+
+def test_an_archive_is_read(archive):
+    found = open_checkpoint(archive)
+    for name, one in make.model().items():
+        assert found.read(name).tobytes() == one.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_archive_is_a_value_or_refused(archive, seed):
+    draw = np.random.default_rng(seed)
+    content = bytearray(archive.read_bytes())
+    if seed % 4:
+        content[int(draw.integers(len(content)))] ^= 1 << int(draw.integers(8))
+    else:
+        del content[int(draw.integers(len(content))) :]
+    archive.write_bytes(content)
+    with contextlib.suppress(Unreadable):  # nothing else may be raised
+        read_all(archive)
+
+
+def test_an_archive_with_objects_is_refused(tmp_path):
+    np.savez(tmp_path / "model.npz", **{"a|b": np.array([{}], dtype=object)})
+    with pytest.raises(Unreadable, match=r"model\.npz"):
+        open_checkpoint(tmp_path / "model.npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -385,3 +386,17 @@ def test_experts_that_do_not_fit_together():
     with pytest.raises(Incomplete, match="expert 1"):
         lacking.read(name, ((1, 2), (0, 6), (0, 5)))
     assert lacking.read(name, ((2, 3), (0, 6), (0, 5))).shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize("kind", ["t5x", "ocdbt", "files"])
+def test_a_path_may_go_up_and_down(tmp_path, monkeypatch, kind):
+    weights = make.model()
+    folder = tmp_path / "model"
+    if kind == "t5x":
+        make.t5x(folder, weights)
+    else:
+        make.orbax(folder, weights, ocdbt=kind == "ocdbt")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = make.read_all(Path("..") / "here" / ".." / "model")
+    assert found.tensors.keys() == weights.keys()

@@ -224,6 +224,22 @@ def test_what_the_targets_own_program_printed_is_compared(run, tmp_path, pair):
     assert "the weights are right and the forward differs" in found.stdout
 
 
+def test_probes_are_written_for_the_targets_own_program(run, tmp_path, pair):
+    from openmoe_reference import model as models
+
+    file = tmp_path / "probes.npz"
+    assert run("verify", *pair, "--probes", file).code == 0
+    with np.load(file) as archive:
+        asked = dict(archive)
+    answered = dict(asked)
+    for name, ids in asked.items():
+        batch = {"decoder_input_tokens": ids, "decoder_target_tokens": np.ones_like(ids)}
+        logits = models.forward(trained(DISTINCT), batch, DISTINCT).logits
+        answered[name.replace("input_ids", "logits")] = logits
+    np.savez(file, **answered)
+    assert "functional  holds" in run("verify", *pair, "--outputs", file).stdout
+
+
 def test_large_models_are_run_when_it_is_asked_for(run, pair, monkeypatch):
     from openmoe_tools.checkpoints import function_tier
 

@@ -11,7 +11,7 @@ from openmoe_conformance.outcome import UsageError
 from openmoe_spec.config import Configuration
 from openmoe_spec.dialects import choices
 from openmoe_spec.errors import RejectedError
-from openmoe_tools.checkpoints import functional, loading, settings
+from openmoe_tools.checkpoints import functional, loading, probes, settings
 from openmoe_tools.checkpoints.comparing import Comparison, elements
 from openmoe_tools.checkpoints.findings import (
     BITWISE,
@@ -25,6 +25,7 @@ from openmoe_tools.checkpoints.findings import (
     by_tier,
 )
 from openmoe_tools.checkpoints.functional import Functional, Recorded, Side
+from openmoe_tools.checkpoints.opening import Checkpoint
 from openmoe_tools.terminal import say
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ def judge(request: Request, found: Comparison, model: Configuration | None, to: 
         where = "" if made.first is None else f"first at {made.first}"
         findings.append(Finding(FUNCTIONAL, cause, (), where, text, _FIXES[cause]))
     return Verdict(FUNCTIONAL, made.verdict, summary, {}), findings, made.as_dict()
+
+
+def write_probes(request: Request, a: Checkpoint, model: Configuration | None) -> None:
+    """Write ids for the target's own program, whose logits `--outputs` takes. Errors: UsageError."""
+    assert request.probes is not None
+    wrong = settings.mismatch(a, model)
+    if model is None or wrong is not None:
+        raise UsageError(f"--probes: {wrong or 'no configuration is known; name it with --config'}")
+    side = Side(loading.weights(a), request.dialect, request.implementation)
+    probes.write(request.probes, functional.prepare(side, model))
 
 
 def _reason(found: Comparison, model: Configuration | None, *, asked: bool) -> str | None:
@@ -109,6 +120,8 @@ def _summary(made: Functional) -> str:
         f"{made.logits.tokens:,} tokens: logits apart by up to {made.logits.maximum:.2g}{allowed}; "
         f"passes: {rows}"
     )
+    if made.verdict == INCOMPLETE and made.findings:
+        return f"{made.findings[0]}; {text}"
     if made.first is not None:
         return f"parts first at {made.first}; {text}"
     return text

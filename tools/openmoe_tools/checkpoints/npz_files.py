@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,17 @@ from numpy import ndarray
 
 from openmoe_spec.places import Region
 from openmoe_tools.checkpoints.stored import DTYPES, Stored, Unreadable, dtype_of, slices
+from openmoe_tools.checkpoints.zarr_arrays import short
 
 TARGET, STATE = "target/", "state/"
+_DENSEST = 1100
+"""So many times its own size a deflated entry holds at most."""
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_PACKED = (zipfile.BadZipFile, zlib.error)
 
 
 class Npz:
@@ -26,20 +38,23 @@ class Npz:
         self.notes: list[str] = []
         self.tensors: dict[str, Stored] = {}
         self._keys: dict[str, str] = {}
+        with self._refusing("is no archive of NumPy arrays"), zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.file_size > _DENSEST * max(1, entry.compress_size):
+                    raise Unreadable(f"{path}: {entry.filename} is denser than any array packs")
+                with archive.open(entry) as file:
+                    version = np.lib.format.read_magic(file)
+                    shape, _, dtype = _HEADERS[version](file)
+                    if math.prod(shape) * dtype.itemsize + file.tell() != entry.file_size:
+                        raise Unreadable(f"{path}: {entry.filename} has not the size of its shape")
+                self._add(entry.filename.removesuffix(".npy"), shape, dtype.name)
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
         try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.namelist()
-                for entry in entries:
-                    with archive.open(entry) as file:
-                        version = np.lib.format.read_magic(file)
-                        read = {
-                            (1, 0): np.lib.format.read_array_header_1_0,
-                            (2, 0): np.lib.format.read_array_header_2_0,
-                        }[version]
-                        shape, _, dtype = read(file)
-                    self._add(entry.removesuffix(".npy"), shape, dtype.name)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise Unreadable(f"{path}: is no archive of NumPy arrays ({error})") from error
+            yield
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, *_PACKED) as error:
+            raise Unreadable(f"{self.path}: {what} ({short(error)})") from error
 
     def _add(self, key: str, shape: tuple[int, ...], dtype: str) -> None:
         given = key.replace("|", "/")
@@ -52,12 +67,9 @@ class Npz:
         self.tensors[name] = Stored(name, shape, dtype, self.path.name, shape or None, of_state)
 
     def read(self, name: str, region: Region) -> ndarray:
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                found = archive[self._keys[name]][slices(region)]
-                return np.asarray(found, DTYPES[self.tensors[name].dtype])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise Unreadable(f"{self.path}: {name} cannot be read ({error})") from error
+        with self._refusing(f"{name} cannot be read"), np.load(self.path) as archive:
+            found = archive[self._keys[name]][slices(region)]
+            return np.asarray(found, DTYPES[self.tensors[name].dtype])
 
     def stream(self, name: str) -> Iterator[bytes] | None:
         del name

@@ -60,6 +60,7 @@ class Request:
     dialect: str
     target_dialect: str | None
     outputs: Path | None
+    probes: Path | None
     implementation: str
     memory: str
     jobs: int
@@ -73,7 +74,9 @@ class Request:
 def verify(request: Request) -> int:
     """Compare two checkpoints, print and write what was found; return 0, 1 or 2. Errors: UsageError."""
     read = (request.source, request.target)
-    files.writable(request.json, request.junit, request.html, request.certify, read=read)
+    files.writable(
+        request.json, request.junit, request.html, request.certify, request.probes, read=read
+    )
     if request.certificate is not None:
         return _recheck(request)
     if request.source is None:
@@ -86,11 +89,18 @@ def verify(request: Request) -> int:
     a, b = open_checkpoint(request.source, request.step), open_checkpoint(request.target)
     models = (settings.configuration(a, request.config), settings.configuration(b, request.config))
     to = console()
+    from openmoe_tools.checkpoints import function_tier  # noqa: PLC0415 - reads the reference
+
+    if request.probes is not None:
+        function_tier.write_probes(request, a, models[0])
+        say(
+            to,
+            f"{request.probes}: ids for the target's own program; give its logits with --outputs",
+        )
+        return 0
     found = comparing.compare(
         a, b, budget, cast=request.cast, ulps=request.ulps, models=models, to=to
     )
-    from openmoe_tools.checkpoints import function_tier  # noqa: PLC0415 - reads the reference
-
     functional, more, numbers = function_tier.judge(request, found, models[0] or models[1], to)
     verdicts = [*found.verdicts, functional]
     report = build(found, verdicts, [*found.findings, *more], numbers)

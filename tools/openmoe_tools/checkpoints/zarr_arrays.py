@@ -102,7 +102,7 @@ def _places(grid: Shape) -> Iterator[tuple[int, ...]]:
 
 def folder_store(folder: Path) -> dict[str, Any]:
     """Return a folder as a store."""
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
 
 
 def ocdbt_store(folder: Path) -> dict[str, Any]:
