@@ -190,6 +190,11 @@ def experts_permuted(w, _):
     return on(w, GATE, lambda x: x[[0, 3, 2, 1, 4]])
 
 
+@planted({GATE: "gate halves swapped"})
+def experts_permuted_and_their_gates_swapped(w, _):
+    return on(w, GATE, lambda x: np.roll(x[[0, 3, 2, 1, 4]], x.shape[-1] // 2, -1))
+
+
 @planted({ROUTER: "experts permuted"})
 def router_columns_permuted(w, _):
     return on(w, ROUTER, lambda x: x[:, [0, 3, 2, 1, 4]])

@@ -54,6 +54,14 @@ def test_a_corruption_is_not_seen_where_there_is_none():
         assert [one.verdict for one in found.verdicts] == ["holds"] * 3
 
 
+def test_two_bugs_in_one_tensor_are_both_named():
+    weights = WEIGHTS["distinct"]
+    corruption = next(one for one in ALL if one.name.startswith("experts_permuted_and"))
+    found = compared(DISTINCT, weights, corruption.make(dict(weights), DISTINCT)).findings
+    assert [one.cause for one in found] == ["experts permuted", "gate halves swapped"]
+    assert [one.where for one in found] == ["experts 1, 3", ""]
+
+
 def test_values_that_come_twice_do_not_deceive():
     weights = dict(WEIGHTS["distinct"])
     weights[corruptions.EMBEDDING][40:60] = 0  # rows that no sum tells apart

@@ -63,7 +63,7 @@ def _scaled(a: Matrix, b: Matrix) -> Cause | None:
         return Cause("constant factor", f"is the source's times {_number(factor)}", _CONSTANTS)
     term = float(np.median(other - one))
     if term and _is(a, b, lambda rows, _: rows + term):
-        fix = "an OpenMoE norm multiplies by its scale, and not by 1 + scale (LAYER chapter)"
+        fix = "an OpenMoE norm multiplies by its scale, and not by 1 + scale (LAYER-03)"
         return Cause("constant term", f"is the source's plus {_number(term)}", fix)
     return None
 

@@ -133,11 +133,9 @@ class Diagnosis:
         if len(a) != len(b) or len(a) > 1:
             found = experts.explained(self, name)
         else:
-            found = {(): self.explain(name, a[0], b[0], fa[0], fb[0])}
+            found = [((), self.explain(name, a[0], b[0], fa[0], fb[0]))]
         return [
-            self._finding(name, numbers, cause)
-            for numbers, cause in found.items()
-            if cause is not None
+            self._finding(name, numbers, cause) for numbers, cause in found if cause is not None
         ]
 
     def explain(

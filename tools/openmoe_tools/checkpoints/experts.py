@@ -12,45 +12,52 @@ from openmoe_tools.checkpoints.fingerprints import Fingerprint, Matrix
 if TYPE_CHECKING:
     from openmoe_tools.checkpoints.diagnosis import Diagnosis
 
-Found = dict[tuple[int, ...], Cause | None]
-"""Causes by the experts that they are about; () is all of them; None where a shape says all."""
+Found = list[tuple[tuple[int, ...], Cause | None]]
+"""Causes with the experts that they are about; () is all of them; None where a shape says all."""
+
+_OWN = "write each expert from the source's expert of the same number"
 
 
 def explained(diagnosis: Diagnosis, name: str) -> Found:
-    """Return what became of each expert's matrix, those of one cause together."""
+    """Return what became of each expert's matrix, those of one cause together.
+
+    An expert may stand at another's number and be rearranged besides: both are told.
+    """
     a, b = (diagnosis.matrices(side, name) for side in (0, 1))
     fa, fb = (diagnosis.prints(side, name) for side in (0, 1))
     differing = [
         e for e in range(len(b)) if e >= len(a) or not _same(fa[e], fb[e]) or not equal(a[e], b[e])
     ]
-    held = _held(a, b, fa, fb, differing)
-    found = _orders(len(a), len(b), held, differing)
-    if found:
-        return found
+    homes = _homes(a, b, fa, fb, differing)
+    moved = {e: home for e, home in homes.items() if home != e}
+    lost = [e for e in differing if homes.get(e) != e]
+    found: Found = list(_orders(len(a), len(b), moved, lost).items())
     causes: dict[int, Cause | None] = {}
     for e in differing:
-        if e in held:
-            still = (
-                "which that expert holds too" if _keeps(held, differing, held[e]) else "which moved"
+        home = homes.get(e)
+        if home is None:
+            causes[e] = (
+                diagnosis.explain(name, a[e], b[e], fa[e], fb[e])
+                if e < len(a)
+                else Cause("expert added", "is one that the source does not have", "leave it out")
             )
+        elif home != e and not found:
             causes[e] = Cause(
                 "expert duplicated",
-                f"holds the source's expert {held[e]}, {still}: its own values are not there",
-                "write each expert from the source's expert of the same number",
+                f"holds the source's expert {home}: its own values are not there",
+                _OWN,
             )
-        elif e < len(a):
-            causes[e] = diagnosis.explain(name, a[e], b[e], fa[e], fb[e])
-        else:
-            causes[e] = Cause(
-                "expert added", "is one that the source does not have", "leave it out"
-            )
+        elif home == e or not equal(a[home], b[e]):
+            causes[e] = diagnosis.explain(name, a[home], b[e], fa[home], fb[e])
     together: dict[Cause | None, list[int]] = defaultdict(list)
     for e, cause in causes.items():
         together[cause].append(e)
-    return {
-        (() if len(ones) == len(b) > 1 and len(together) == 1 else tuple(ones)): cause
-        for cause, ones in together.items()
-    }
+    if found and found[0][1] is not None and found[0][1].cause == "expert dropped":
+        together.clear()  # the shape is another, and the gap says why
+    for cause, ones in together.items():
+        is_all = len(ones) == len(b) > 1 and len(together) == 1
+        found.append((() if is_all else tuple(ones), cause))
+    return found
 
 
 def _same(one: Fingerprint, other: Fingerprint) -> bool:
@@ -61,30 +68,34 @@ def _same(one: Fingerprint, other: Fingerprint) -> bool:
     )
 
 
-def _held(
+def _homes(
     a: list[Matrix],
     b: list[Matrix],
     fa: list[Fingerprint],
     fb: list[Fingerprint],
     differing: list[int],
 ) -> dict[int, int]:
-    """Return which expert of the source each differing one of the target is, bit for bit."""
-    held = {}
+    """Return which expert of the source has the values that each differing one of the target has.
+
+    Bit for bit where there is one, else in another arrangement, its own number first.
+    """
+    homes = {}
     for e in differing:
-        for other in range(len(a)):
-            if other != e and _same(fa[other], fb[e]) and equal(a[other], b[e]):
-                held[e] = other
-                break
-    return held
+        own = [e] if e < len(a) else []
+        candidates = [*own, *(f for f in range(len(a)) if f != e)]
+        alike = [f for f in candidates if fa[f].total == fb[e].total]
+        exact = [f for f in alike if _same(fa[f], fb[e]) and equal(a[f], b[e])]
+        if alike:
+            homes[e] = (exact or alike)[0]
+    return homes
 
 
-def _keeps(held: dict[int, int], differing: list[int], source: int) -> bool:
-    """Return whether a source's expert is still, or also, where it belongs."""
-    return source not in differing or held.get(source) == source
-
-
-def _orders(source: int, target: int, held: dict[int, int], differing: list[int]) -> Found:
+def _orders(
+    source: int, target: int, held: dict[int, int], differing: list[int]
+) -> dict[tuple[int, ...], Cause]:
     """Return experts that were all moved: rolled, permuted, or closed up behind one left out."""
+    if not differing:
+        return {}
     if source != target:
         # Those that stand at their own number are not in `held`: the first that moved was the gap.
         moved = sorted(held)

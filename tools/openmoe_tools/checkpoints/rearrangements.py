@@ -39,7 +39,7 @@ def divisors(number: int) -> list[int]:
 
 
 _ROTARY_FIX = (
-    "keep each head's first half and second half apart: element j turns with j + N/2 (ATT chapter)"
+    "keep each head's first half and second half apart: element j turns with j + N/2 (ATTN-05)"
 )
 
 
@@ -66,7 +66,7 @@ def _gates(size: int) -> Iterator[Rearrangement]:
     half = size // 2
     yield Rearrangement(
         "gate halves swapped",
-        "have their halves exchanged: the half that is activated comes second (LAYER chapter)",
+        "have their halves exchanged: the half that is activated comes second (MOE-03)",
         "put the second half behind the first again",
         np.roll(np.arange(size), half),
     )
@@ -90,18 +90,18 @@ def _rotary(size: int, heads: int | None) -> Iterator[Rearrangement]:
         per_head = size // groups
         if per_head % 2 or per_head < 4:
             continue
-        of = f"of each of {groups} heads" if groups > 1 else "of all heads taken as one"
+        of = f"in each of {groups} heads" if groups > 1 else "over all heads taken as one"
         if heads and groups != heads:
             of += f" (the model has {heads})"
         yield Rearrangement(
             "rotary interleaved",
-            f"{of} are interleaved, pairs side by side, where the model has halves",
+            f"are interleaved {of}, pairs side by side, where the model has halves",
             _ROTARY_FIX,
             regrouped(groups, 2, per_head // 2),
         )
         yield Rearrangement(
             "rotary halved",
-            f"{of} were pulled apart into halves, and were halves before",
+            f"were pulled apart into halves {of}, and were halves before",
             f"{_ROTARY_FIX}; nothing is to be permuted",
             regrouped(groups, per_head // 2, 2),
         )

@@ -178,9 +178,15 @@ def _differences(differences: Mapping[str, Mapping[str, Any]]) -> str:
             f"{one['differing']:,} of {one['elements']:,}",
             f"{one['largest_ulps']:,}",
             f"{one['largest_absolute']:.3g}",
-            ", ".join(f"&le;{int(key):,}: {n:,}" for key, n in one["ulps"].items() if key != "0"),
+            _distances(one["ulps"]),
         )
         for name, one in differences.items()
     ]
     heads = ("Tensor", "Values that differ", "Largest, in ulps", "Largest", "By distance in ulps")
     return _table(heads, rows) if rows else ""
+
+
+def _distances(counts: Mapping[str, int]) -> str:
+    """Return the three classes of distances that most values are in."""
+    most = sorted((name for name in counts if name != "0"), key=lambda name: -counts[name])[:3]
+    return ", ".join(f"&le;{int(name):,}: {counts[name]:,}" for name in sorted(most, key=int))
