@@ -224,6 +224,11 @@ def expert_left_out(w, _):
     return on(w, UP, lambda x: np.delete(x, 2, 0))
 
 
+@planted({UP: "expert dropped"}, "experts 4")
+def last_expert_left_out(w, _):
+    return on(w, UP, lambda x: x[:-1])
+
+
 @planted({UP: "expert duplicated"}, "experts 3")
 def expert_duplicated(w, _):
     return on(w, UP, lambda x: put(3, x[2])(x))

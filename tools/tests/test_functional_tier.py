@@ -14,9 +14,11 @@ from openmoe_conformance.outcome import UsageError
 from openmoe_reference.initialisation import initialise
 from openmoe_spec.config import BASE, LARGE, PUBLISHED, Configuration
 from openmoe_spec.parameters import sparse_layers
-from openmoe_tools.checkpoints import functional, opening, probes
-from openmoe_tools.checkpoints.functional import Recorded, Recording, Side, compare
+from openmoe_spec.records import Decision
+from openmoe_tools.checkpoints import functional, opening, probes, sides
+from openmoe_tools.checkpoints.functional import compare
 from openmoe_tools.checkpoints.probes import Probe
+from openmoe_tools.checkpoints.sides import Recorded, Recording, Side
 from openmoe_tools.checkpoints.stored import Memory
 
 TINY = Configuration(
@@ -66,12 +68,12 @@ def narrowed(weights):
 
 def record(side, configuration, asked):
     """Return what a model of one's own would print."""
-    model = functional._Model.of("B", side, configuration)
+    model = sides.Model.of("B", side, configuration)
     made = []
     for ids in (one.ids for one in asked):
         found = model.run(ids)
         rows = [found.logits(row, slice(0, ids.shape[1])) for row in range(len(ids))]
-        named = functional._with_hidden(found, configuration)
+        named = sides.with_hidden(found, configuration)
         states = [named[f"hidden_states[{i}]"] for i in range(configuration.num_layers + 1)]
         made.append(Recording(ids, np.stack(rows), np.stack(states)))
     return Recorded(tuple(made))
@@ -213,7 +215,7 @@ def test_a_rotary_permutation_shows_in_attention_and_nothing_before_it(asked):
 
 
 def test_a_router_that_chooses_wrongly_is_named_itself(asked, monkeypatch):
-    run = functional._Model.run
+    run = sides.Model.run
 
     def other(self, ids, **options):
         found = run(self, ids, **options)
@@ -223,7 +225,7 @@ def test_a_router_that_chooses_wrongly_is_named_itself(asked, monkeypatch):
             )
         return found
 
-    monkeypatch.setattr(functional._Model, "run", other)
+    monkeypatch.setattr(sides.Model, "run", other)
     found = compare(Side(WEIGHTS), Side(WEIGHTS), TINY, asked, same_weights=True)
     assert found.verdict == "differs"
     assert found.first == "decoder/layers_1/mlp/router"
@@ -287,7 +289,7 @@ def test_recorded_logits_of_the_same_function_hold_from_a_file(asked, tmp_path):
     for i, one in enumerate(record(Side(WEIGHTS), TINY, asked).recordings):
         arrays |= {f"logits_{i}": one.logits, f"hidden_states_{i}": one.hidden_states}
     np.savez(tmp_path / "answered.npz", **arrays)
-    b = functional.read_recorded(tmp_path / "answered.npz")
+    b = sides.read_recorded(tmp_path / "answered.npz")
     found = compare(Side(WEIGHTS), b, TINY)
     assert found.verdict == "holds", found.findings
     assert found.modes == {"recorded": len(asked)}
@@ -376,7 +378,7 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path, arrays, words):
     path = tmp_path / "recorded.npz"
     np.savez(path, **arrays)
     with pytest.raises(UsageError, match=words):
-        functional.read_recorded(path)
+        sides.read_recorded(path)
 
 
 def test_what_does_not_fit_the_model_is_refused(asked, tmp_path):
@@ -384,7 +386,7 @@ def test_what_does_not_fit_the_model_is_refused(asked, tmp_path):
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     for name in ("absent.npz", "array.npy", "cut.npz"):
         with pytest.raises(UsageError, match="is no archive"):
-            functional.read_recorded(tmp_path / name)
+            sides.read_recorded(tmp_path / name)
     ids = np.zeros((1, 3), np.int32)
     for one, words in (
         (Recording(ids + 160, np.zeros((1, 3, 160))), "0..159"),
@@ -433,7 +435,7 @@ def test_drawn_rows_go_on_until_experts_are_reached_or_the_budget_is_spent():
         one, groups = next(numbers), 8
         shape = (groups, ids.size // groups, 1)
         expert = np.full(shape, one // 2 % 8, np.int32)  # every second batch has nothing new
-        decision = functional.Decision(expert, expert * 0.5, expert * 0, expert >= 0, 4)
+        decision = Decision(expert, expert * 0.5, expert * 0, expert >= 0, 4)
         return dict.fromkeys(layers, decision)
 
     given = probes.probes(TINY)

@@ -94,43 +94,43 @@ def _orders(
     source: int, target: int, held: dict[int, int], differing: list[int]
 ) -> dict[tuple[int, ...], Cause]:
     """Return experts that were all moved: rolled, permuted, or closed up behind one left out."""
+    if not differing and target < source:
+        gone = tuple(range(target, source))
+        return {gone: Cause("expert dropped", f"is left out: there are {target}", "write all experts")}
     if not differing:
         return {}
     if source != target:
-        # Those that stand at their own number are not in `held`: the first that moved was the gap.
-        moved = sorted(held)
-        if target == source - 1 and all(held[e] == e + 1 for e in moved):
-            gap = moved[0] if moved else target
-            if differing == moved:
-                return {(gap,): Cause(
-                    "expert dropped",
-                    f"is left out: there are {target} experts, and each behind it is one number early",
-                    "write all experts",
-                )}  # fmt: skip
-        return {}
+        return _closed_up(source, target, held, differing)
     if set(held) != set(differing) or sorted(held.values()) != sorted(held):
-        shifts = {(held[e] - e) for e in held}
-        if len(shifts) == 1 and len(held) >= max(2, len(differing) - 1):
-            shift = shifts.pop()
-            return {tuple(differing): Cause(
-                "experts rolled",
-                f"are one another's: expert e holds the source's expert e{shift:+d}, and at the end "
-                "one is lost",
-                "number the experts from 0, as the source does",
-            )}  # fmt: skip
-        return {}
+        return _cut_off(held, differing)
     shift = (held[differing[0]] - differing[0]) % source
     if len(differing) == source and all((held[e] - e) % source == shift for e in held):
         by = shift if shift <= source // 2 else shift - source
-        return {(): Cause(
-            "experts rolled",
-            f"are shifted by {by:+d} along the expert axis: expert 0 holds the source's expert {shift}",
-            f"shift the experts by {-by:+d}",
-        )}  # fmt: skip
+        text = f"are shifted by {by:+d} along the expert axis: expert 0 holds the source's expert {shift}"
+        return {(): Cause("experts rolled", text, f"shift the experts by {-by:+d}")}
     first = ", ".join(f"{e} holds {held[e]}" for e in differing[:6])
-    more = ", ..." if len(differing) > 6 else ""
-    return {tuple(differing): Cause(
-        "experts permuted",
-        f"are in another order: {first}{more}",
-        f"put experts {ranges(differing)} in the source's order, the router's columns with them",
-    )}  # fmt: skip
+    text = f"are in another order: {first}{', ...' if len(differing) > 6 else ''}"
+    fix = f"put experts {ranges(differing)} in the source's order, the router's columns with them"
+    return {tuple(differing): Cause("experts permuted", text, fix)}
+
+
+def _closed_up(
+    source: int, target: int, held: dict[int, int], differing: list[int]
+) -> dict[tuple[int, ...], Cause]:
+    """Return the expert that was left out, where each behind it is one number early."""
+    moved = sorted(held)  # the first of them stands in the gap
+    if target != source - 1 or differing != moved or any(held[e] != e + 1 for e in moved):
+        return {}
+    text = f"is left out: there are {target} experts, and each behind it is one number early"
+    return {(moved[0],): Cause("expert dropped", text, "write all experts")}
+
+
+def _cut_off(held: dict[int, int], differing: list[int]) -> dict[tuple[int, ...], Cause]:
+    """Return experts that were shifted and not carried round: one at the end is lost."""
+    shifts = {held[e] - e for e in held}
+    if len(shifts) != 1 or len(held) < max(2, len(differing) - 1):
+        return {}
+    by = shifts.pop()
+    text = f"are shifted: expert e holds the source's expert e{by:+d}, and one at the end is lost"
+    fix = "number the experts from 0, as the source does"
+    return {tuple(differing): Cause("experts rolled", text, fix)}

@@ -24,8 +24,9 @@ from openmoe_tools.checkpoints.findings import (
     Verdict,
     by_tier,
 )
-from openmoe_tools.checkpoints.functional import Functional, Recorded, Side
 from openmoe_tools.checkpoints.opening import Checkpoint
+from openmoe_tools.checkpoints.result import Functional
+from openmoe_tools.checkpoints.sides import Recorded, Side, read_recorded
 from openmoe_tools.terminal import say
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _run(request: Request, found: Comparison, model: Configuration, to: Console)
     say(to, "running both models on probes ...", "dim")
     a = Side(loading.weights(found.a), request.dialect, request.implementation)
     if request.outputs is not None:
-        b: Side | Recorded = functional.read_recorded(request.outputs)
+        b: Side | Recorded = read_recorded(request.outputs)
     else:
         dialect = request.target_dialect or request.dialect
         b = Side(loading.weights(found.b), dialect, request.implementation)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
-from openmoe_spec.layouts import JOIN, SPLIT
+from openmoe_spec.layouts import JOIN, SPLIT, TRANSPOSE
 from openmoe_spec.places import (
     Found,
     Part,
@@ -93,6 +93,9 @@ class Checkpoint:
             own.pop(part.at[0])
         if shape_after(undone(part.operations), tuple(own)) != shape:
             raise Unreadable(f"{self.path}: {part.theirs} has a shape that is not its neighbours'")
+        stored = self.reader.tensors[part.theirs]
+        if part.operations == (TRANSPOSE,) and len(stored.shape) == 2 and stored.chunk is None:
+            return self._turned(part, region)
         whole_rows = any(one in part.operations for one in (SPLIT, JOIN))
         asked = (*region[:-1], (0, shape[-1])) if whole_rows else region
         found = self.reader.read(part.theirs, stored_region(part, asked))
@@ -101,6 +104,18 @@ class Checkpoint:
         found = apply(undone(part.operations), found)
         found = found[..., slice(*region[-1])] if whole_rows else found
         return np.require(found, requirements=["C", "W"])  # a caller's own, as it is laid out in C
+
+    def _turned(self, part: Part, region: Region) -> ndarray:
+        """Return a region of a transposed matrix, read and turned by strips that fit a core's cache."""
+        (low, high), (first, last) = region
+        out = np.empty((high - low, last - first), DTYPES[self.reader.tensors[part.theirs].dtype])
+        step = _CACHED // (max(1, high - low) * out.itemsize)
+        step = max(_STRIP, step - step % _STRIP)  # whole lines of the cache are written
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            strip = self.reader.read(part.theirs, ((start, stop), (low, high)))
+            turn(strip, out[:, start - first : stop - first])
+        return out
 
     def blocks(self, name: str, limit: int) -> Iterator[Region]:
         """Yield regions that follow each other in C order, of about so many bytes or one row."""
@@ -143,12 +158,20 @@ _STRIP = 32
 """Rows that are transposed together: more would leave the cores' caches between reading and writing."""
 
 
-def _transposed(x: ndarray) -> ndarray:
-    """Return the last two axes exchanged, in C order: several times as fast as a copy of the view."""
-    out = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+_CACHED = 1 << 18
+"""Bytes of a strip that is read and turned at once."""
+
+
+def turn(x: ndarray, out: ndarray) -> None:
+    """Write the last two axes exchanged: by strips, several times as fast as a copy of the view."""
     for start in range(0, x.shape[-2], _STRIP):
         part = slice(start, start + _STRIP)
         out[..., part] = x[..., part, :].swapaxes(-1, -2)
+
+
+def _transposed(x: ndarray) -> ndarray:
+    out = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+    turn(x, out)
     return out
 
 
