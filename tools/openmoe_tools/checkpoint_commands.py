@@ -50,7 +50,7 @@ def convert(
     json: JsonFile = None,
 ) -> None:
     """Write a checkpoint in another container, read it again, and only then give it its name."""
-    from openmoe_tools.checkpoints import convert_command  # noqa: PLC0415
+    from openmoe_tools.checkpoints.conversion import convert_command  # noqa: PLC0415
 
     request = convert_command.Request(
         source=source,
@@ -123,7 +123,7 @@ def verify(
 ) -> None:
     """Say whether two checkpoints are one model: structure, bits, numbers, function; and what is wrong."""
     from openmoe_conformance.outcome import UsageError  # noqa: PLC0415
-    from openmoe_tools.checkpoints import verifying  # noqa: PLC0415
+    from openmoe_tools.checkpoints.verification import verifying  # noqa: PLC0415
 
     if len(checkpoints) > 2:
         raise UsageError(f"verify: takes two checkpoints, got {len(checkpoints)}")

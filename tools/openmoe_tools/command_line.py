@@ -199,7 +199,7 @@ def inspect(
 ) -> None:
     """Print what a configuration amounts to, or what a checkpoint holds."""
     from openmoe_tools import inspecting  # noqa: PLC0415
-    from openmoe_tools.checkpoints import describing  # noqa: PLC0415
+    from openmoe_tools.checkpoints.contents import describing  # noqa: PLC0415
 
     if describing.is_checkpoint(config):
         if (dialect, batch, length, replicas) != ("t5x", None, None, 1):

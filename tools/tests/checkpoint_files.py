@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import layouts, places
-from openmoe_tools.checkpoints.opening import open_checkpoint
-from openmoe_tools.checkpoints.stored import Unreadable
+from openmoe_tools.checkpoints.containers.opening import open_checkpoint
+from openmoe_tools.checkpoints.containers.stored import Unreadable
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WIDTH, VOCABULARY, EXPERTS = 6, 9, 3

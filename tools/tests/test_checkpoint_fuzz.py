@@ -14,7 +14,7 @@ pytest.importorskip("msgpack")
 
 import checkpoint_files as make
 
-from openmoe_tools.checkpoints.stored import Unreadable
+from openmoe_tools.checkpoints.containers.stored import Unreadable
 
 VALUES = {
     "token_embedder/embedding": np.arange(20, dtype=np.float32).reshape(5, 4),

@@ -16,8 +16,8 @@ import checkpoint_files as make
 import numpy as np
 from checkpoint_files import read_all, refuses
 
-from openmoe_tools.checkpoints.opening import open_checkpoint
-from openmoe_tools.checkpoints.stored import Incomplete, Unreadable
+from openmoe_tools.checkpoints.containers.opening import open_checkpoint
+from openmoe_tools.checkpoints.containers.stored import Incomplete, Unreadable
 
 NAME = "token_embedder/embedding"
 FOLDER = "target.token_embedder.embedding"

@@ -15,8 +15,9 @@ pytest.importorskip("msgpack")
 
 import checkpoint_files as make
 
-from openmoe_tools.checkpoints.opening import blocks, of, open_checkpoint
-from openmoe_tools.checkpoints.stored import Incomplete, Memory, Unreadable
+from openmoe_tools.checkpoints.containers.opening import of, open_checkpoint
+from openmoe_tools.checkpoints.containers.regions import blocks
+from openmoe_tools.checkpoints.containers.stored import Incomplete, Memory, Unreadable
 
 WRITERS = {
     "safetensors": make.safetensors,

@@ -26,15 +26,10 @@ pytest.importorskip("msgpack")
 from openmoe_reference import checkpoints as reference
 from openmoe_spec.config import Configuration
 from openmoe_spec.parameters import parameters
-from openmoe_tools.checkpoints import (
-    comparing,
-    converting,
-    journal,
-    opening,
-    planning,
-    working,
-    writers,
-)
+from openmoe_tools.checkpoints import working
+from openmoe_tools.checkpoints.containers import opening, writers
+from openmoe_tools.checkpoints.conversion import converting, journal, planning
+from openmoe_tools.checkpoints.verification import comparing
 
 COMMAND = (sys.executable, "-c", "from openmoe_tools.command_line import main; main()")
 EXHAUSTIVE = bool(os.environ.get("OPENMOE_EXHAUSTIVE"))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from corruptions import ALL, DISTINCT, SQUARE, trained
 
-from openmoe_tools.checkpoints import comparing, opening, stored, working
+from openmoe_tools.checkpoints import working
+from openmoe_tools.checkpoints.containers import opening, stored
+from openmoe_tools.checkpoints.verification import comparing
 
 BUDGET = working.Budget.of(10**9, 2)
 WEIGHTS = {model.name: trained(model) for model in (DISTINCT, SQUARE)}

@@ -15,11 +15,12 @@ from openmoe_reference.initialisation import initialise
 from openmoe_spec.config import BASE, LARGE, PUBLISHED, Configuration
 from openmoe_spec.parameters import sparse_layers
 from openmoe_spec.records import Decision
-from openmoe_tools.checkpoints import functional, opening, probes, sides
-from openmoe_tools.checkpoints.functional import compare
-from openmoe_tools.checkpoints.probes import Probe
-from openmoe_tools.checkpoints.sides import Recorded, Recording, Side
-from openmoe_tools.checkpoints.stored import Memory
+from openmoe_tools.checkpoints.containers import opening
+from openmoe_tools.checkpoints.containers.stored import Memory
+from openmoe_tools.checkpoints.function import functional, probes, sides
+from openmoe_tools.checkpoints.function.functional import compare
+from openmoe_tools.checkpoints.function.probes import Probe
+from openmoe_tools.checkpoints.function.sides import Recorded, Recording, Side
 
 TINY = Configuration(
     name="tiny",

@@ -19,11 +19,12 @@ from openmoe_reference.initialisation import initialise
 from openmoe_spec import layouts, places
 from openmoe_spec.config import PUBLISHED, Configuration
 from openmoe_spec.parameters import parameters
-from openmoe_tools.checkpoints import describing, statistics
-from openmoe_tools.checkpoints.anomalies import anomalies, looks_fresh
-from openmoe_tools.checkpoints.inferring import infer
-from openmoe_tools.checkpoints.opening import apply, of, open_checkpoint
-from openmoe_tools.checkpoints.stored import Memory
+from openmoe_tools.checkpoints.containers.opening import of, open_checkpoint
+from openmoe_tools.checkpoints.containers.regions import apply
+from openmoe_tools.checkpoints.containers.stored import Memory
+from openmoe_tools.checkpoints.contents import describing, statistics
+from openmoe_tools.checkpoints.contents.anomalies import anomalies, looks_fresh
+from openmoe_tools.checkpoints.contents.inferring import infer
 
 SCHEMA = json.loads(
     Path(describing.__file__).with_name("contents.schema.json").read_text(encoding="utf-8")

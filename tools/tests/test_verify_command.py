@@ -19,8 +19,11 @@ pytest.importorskip("tensorstore")
 pytest.importorskip("msgpack")
 
 from openmoe_reference import checkpoints as reference
-from openmoe_tools.checkpoints import comparing, digests, opening, planning, verifying, working
-from openmoe_tools.checkpoints.converting import convert
+from openmoe_tools.checkpoints import digests, working
+from openmoe_tools.checkpoints.containers import opening
+from openmoe_tools.checkpoints.conversion import planning
+from openmoe_tools.checkpoints.conversion.converting import convert
+from openmoe_tools.checkpoints.verification import comparing, verifying
 
 ROOM = Path(verifying.__file__).parent
 BUDGET = working.Budget.of(10**9, 2)
@@ -241,7 +244,7 @@ def test_probes_are_written_for_the_targets_own_program(run, tmp_path, pair):
 
 
 def test_large_models_are_run_when_it_is_asked_for(run, pair, monkeypatch):
-    from openmoe_tools.checkpoints import function_tier
+    from openmoe_tools.checkpoints.function import function_tier
 
     monkeypatch.setattr(function_tier, "LARGEST", 1000)
     found = run("verify", *pair)
@@ -334,7 +337,7 @@ def test_a_certificate_that_was_changed_is_refused(complains, pair, certified, c
 
 
 def test_digests_do_not_depend_on_container_layout_or_chunks(tmp_path, monkeypatch):
-    from openmoe_tools.checkpoints import writers
+    from openmoe_tools.checkpoints.containers import writers
 
     source = made(tmp_path / "source")
     wanted = {name: reference.tensor_digest(one) for name, one in trained(DISTINCT).items()}

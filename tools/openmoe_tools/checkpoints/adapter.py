@@ -15,8 +15,8 @@ from openmoe_spec import SPEC_VERSION
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.layouts import layout
 from openmoe_spec.places import place, stored_shapes
+from openmoe_tools.checkpoints.containers.regions import apply
 from openmoe_tools.checkpoints.digests import Hasher, cast
-from openmoe_tools.checkpoints.opening import apply
 
 _PIECE = 5
 """Values taken in at once: as odd a number as any."""

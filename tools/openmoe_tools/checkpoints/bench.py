@@ -29,10 +29,11 @@ from openmoe_spec.parameters import count, parameters
 from openmoe_spec.places import place, stored_shapes
 from openmoe_tools import files
 from openmoe_tools.checkpoints import digests, working
-from openmoe_tools.checkpoints.converting import convert
-from openmoe_tools.checkpoints.opening import open_checkpoint
-from openmoe_tools.checkpoints.planning import plan
-from openmoe_tools.checkpoints.writers import Out, SafetensorsWriter
+from openmoe_tools.checkpoints.containers.opening import open_checkpoint
+from openmoe_tools.checkpoints.containers.safetensors_writer import SafetensorsWriter
+from openmoe_tools.checkpoints.containers.writers import Out
+from openmoe_tools.checkpoints.conversion.converting import convert
+from openmoe_tools.checkpoints.conversion.planning import plan
 
 ROUNDS = 5
 DIGEST_TARGET, CONVERT_TARGET, MEMORY_TARGET = 0.8, 0.7, 1.5

@@ -16,8 +16,8 @@ from numpy import ndarray
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.places import Shape
 from openmoe_tools.checkpoints import working
-from openmoe_tools.checkpoints.opening import Checkpoint
-from openmoe_tools.checkpoints.stored import DTYPES, WEIGHTS
+from openmoe_tools.checkpoints.containers.opening import Checkpoint
+from openmoe_tools.checkpoints.containers.stored import DTYPES, WEIGHTS
 
 NARROWER = {"float64": ("float32",), "float32": ("bfloat16", "float16")}
 """Casts that lose digits, and may be declared."""

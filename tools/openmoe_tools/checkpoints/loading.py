@@ -18,8 +18,8 @@ from openmoe_spec.layouts import layout
 from openmoe_spec.parameters import Parameter, parameters
 from openmoe_spec.places import place, shape_after, stored_shapes
 from openmoe_tools.checkpoints import settings
-from openmoe_tools.checkpoints.opening import Checkpoint, open_checkpoint
-from openmoe_tools.checkpoints.stored import Unreadable
+from openmoe_tools.checkpoints.containers.opening import Checkpoint, open_checkpoint
+from openmoe_tools.checkpoints.containers.stored import Unreadable
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Dtypes of weights that float32 holds exactly."""

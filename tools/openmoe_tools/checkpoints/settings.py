@@ -14,7 +14,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.layouts import PORT_FIELDS
 from openmoe_spec.parameters import parameters
 from openmoe_tools import models
-from openmoe_tools.checkpoints.opening import Checkpoint
+from openmoe_tools.checkpoints.containers.opening import Checkpoint
 
 CONFIG, OWN_CONFIG = models.CONFIG, models.OWN_CONFIG
 TOKENIZERS = (

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.layouts import TRANSPOSE
-from openmoe_tools.checkpoints.opening import Checkpoint
-from openmoe_tools.checkpoints.stored import DTYPES, Unreadable
+from openmoe_tools.checkpoints.containers.opening import Checkpoint
+from openmoe_tools.checkpoints.containers.stored import DTYPES, Unreadable
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -1,0 +1,1 @@
+"""`openmoe convert`: the plan, its journal, and how it is carried out."""

@@ -1,0 +1,81 @@
+"""The journal of a conversion: which tensors are done, so that the same command goes on after a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from openmoe_conformance.outcome import UsageError
+
+PARTIAL, JOURNAL = ".partial", ".journal"
+
+
+class Note:
+    """Writes down what is done, each line on the disk before the next tensor counts as done."""
+
+    def __init__(self, file: Any, done: dict[str, str]) -> None:
+        self._file = file
+        self.digests = dict(done)
+
+    def __call__(self, name: str, digest: str) -> None:
+        line = json.dumps({"tensor": name, "digest": digest}) + "\n"
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.digests[name] = digest
+
+
+@contextmanager
+def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]:
+    """Open the journal of a target: what is done of the plan of that identity, and what notes more.
+
+    Errors: UsageError where it is another plan's, or another process holds it.
+    """
+    path, partial = target.with_name(target.name + JOURNAL), target.with_name(target.name + PARTIAL)
+    if partial.exists() and not path.exists():
+        raise UsageError(f"{partial}: is there, and no {path.name} beside it; remove it")
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{path}: another conversion is writing {target.name}") from error
+        file.seek(0)
+        begun, done = _entries(file.read())
+        if begun is None:
+            file.truncate(0)
+            file.write(json.dumps({"plan": identity}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        elif begun != identity:
+            raise UsageError(
+                f"{path}: is of another conversion, or its source has changed since; remove it and "
+                f"{partial.name} to begin again"
+            )
+        yield done, Note(file, done)
+
+
+def _entries(text: str) -> tuple[str | None, dict[str, str]]:
+    """Return the plan and the finished tensors of a journal, whose last line may be torn."""
+    begun: str | None = None
+    done: dict[str, str] = {}
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith("\n") or not isinstance(entry, dict):
+            break
+        if "plan" in entry:
+            begun = str(entry["plan"])
+        else:
+            done[str(entry["tensor"])] = str(entry["digest"])
+    return begun, done

@@ -1,0 +1,1 @@
+"""The functional tier of `openmoe verify`: both models run on probes."""

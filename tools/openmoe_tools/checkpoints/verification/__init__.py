@@ -1,0 +1,1 @@
+"""`openmoe verify`: structure, bits and numbers of two checkpoints; reports and certificates."""
