@@ -329,7 +329,7 @@ def test_a_chunk_that_cannot_be_streamed_is_refused(one_chunk, tmp_path, monkeyp
 
 
 def test_the_limit_on_memory_is_kept(one_chunk, tmp_path):
-    one_chunk(replace(DISTINCT, embed_dim=512, vocabulary_size=120_000))  # 246 MB, twice
+    one_chunk(replace(DISTINCT, embed_dim=512, vocabulary_size=60_000))  # 123 MB, twice
     # VmHWM is of the program that runs; ru_maxrss would be that of the one which started it too.
     program = (
         "import sys; from openmoe_tools.command_line import main\n"

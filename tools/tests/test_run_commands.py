@@ -280,3 +280,26 @@ def test_a_mesh_that_cannot_generate_is_refused(trained, complains):
     complains(
         *prompt, "--mesh", "1x1x2", "--implementation", "reference", words=["--mesh", "production"]
     )
+
+
+# ---- a run's checkpoint in other containers ------------------------------------------------------
+
+
+def test_a_run_goes_through_every_container_and_says_the_same(trained, run, tmp_path):
+    way = [trained, tmp_path / "t5x", tmp_path / "hf", tmp_path / "orbax"]
+    for source, target in zip(way, way[1:], strict=False):
+        assert run("convert", source, target, "--to", target.name).code == 0
+    found = run("verify", way[0], way[-1], "--certify", tmp_path / "certificate.json")
+    assert found.code == 0, found.stdout
+    assert (
+        "HOLDS: the target is the source, by structure, bitwise, numeric, functional"
+        in found.stdout
+    )
+    said = []
+    for one in way:
+        assert run("verify", "--certificate", tmp_path / "certificate.json", one).code == 0
+        report = tmp_path / "report.json"
+        asked = ("--text", "def read(path):", "--max-new-tokens", 8, "--json", report)
+        assert run("generate", one, *asked).code == 0
+        said.append(json.loads(report.read_text())["rows"])
+    assert all(rows == said[0] for rows in said)

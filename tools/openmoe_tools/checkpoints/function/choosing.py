@@ -11,20 +11,9 @@ from numpy import ndarray
 
 from openmoe_reference import grouping
 from openmoe_spec.config import Configuration
-from openmoe_tools.checkpoints.function.measuring import (
-    Floor,
-    log_softmax,
-    probabilities_of,
-)
-from openmoe_tools.checkpoints.function.probes import (
-    grouped,
-    groups_of,
-)
-from openmoe_tools.checkpoints.function.sides import (
-    ROUTER,
-    Pass,
-    Side,
-)
+from openmoe_tools.checkpoints.function.measuring import Floor, router_probabilities
+from openmoe_tools.checkpoints.function.probes import grouped, groups_of
+from openmoe_tools.checkpoints.function.sides import Pass, Side, router_of
 
 MARGINS = (1e-6, 1e-4, 1e-2)
 """Bounds of the histogram of margins."""
@@ -63,7 +52,7 @@ class Choices:
     allowed: float
     choices: int = 0
     equal: int = 0
-    kept: int = 0
+    equal_kept: int = 0
     forbidden: int = 0
     kept_apart: int = 0
     margins: Counter[str] = field(default_factory=Counter)
@@ -80,7 +69,7 @@ class Choices:
         equal, kept = mine == theirs, my_kept == their_kept
         self.choices += equal.size
         self.equal += int(equal.sum())
-        self.kept += int(kept.sum())
+        self.equal_kept += int(kept.sum())
         if equal.all():
             self.kept_apart += int((~kept).sum())
         p = probabilities[judged]
@@ -96,17 +85,12 @@ class Choices:
             layer,
             self.choices,
             self.equal / whole,
-            self.kept / whole,
+            self.equal_kept / whole,
             {name: self.margins[name] for name in _BUCKETS},
             self.allowed,
             self.forbidden,
             self.kept_apart,
         )
-
-
-def router_of(layer: int) -> str:
-    """Return the activation that holds a layer's router logits."""
-    return f"decoder/layers_{layer}/mlp{ROUTER}"
 
 
 def unsettled(found: Pass, side: Side, c: Configuration, floor: Floor) -> ndarray:
@@ -120,11 +104,10 @@ def unsettled(found: Pass, side: Side, c: Configuration, floor: Floor) -> ndarra
     padded, _ = groups_of(both, c, side.dialect)
     moved: ndarray = np.zeros(both, bool)
     for layer, decision in found.decisions.items():
-        logits = found.activations[router_of(layer)].astype(np.float64)
-        best = -np.sort(-np.exp(log_softmax(logits)), axis=-1)[..., : c.num_selected_experts + 1]
+        logits = found.activations[router_of(layer)]
+        best = -np.sort(-router_probabilities(logits), axis=-1)[..., : c.num_selected_experts + 1]
         close = -np.diff(best, axis=-1).max(axis=-1, initial=-np.inf)
-        limit = 2 * floor.allowed(probabilities_of(router_of(layer)))
-        moved |= (close <= limit) & (logits != 0).any(axis=-1)
+        moved |= (close <= floor.margin(layer)) & (logits != 0).any(axis=-1)
         in_groups = grouped(moved, c, side.dialect)
         full = (decision.position >= decision.capacity - 1).any(axis=(1, 2))
         in_groups = in_groups | (in_groups.any(axis=1) & full)[:, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,34 +15,31 @@ from openmoe_conformance.outcome import UsageError
 from openmoe_spec.config import Configuration
 from openmoe_spec.dialects import choices
 from openmoe_tools.checkpoints import digests
-from openmoe_tools.checkpoints.function.choosing import Choices, Routing, router_of, unsettled
+from openmoe_tools.checkpoints.function.choosing import Choices, Routing, unsettled
 from openmoe_tools.checkpoints.function.measuring import (
-    LOGITS,
     Apart,
     Floor,
     Meter,
     finite,
-    log_softmax,
     logit_blocks,
-    probabilities_of,
+    router_probabilities,
 )
-from openmoe_tools.checkpoints.function.probes import (
-    Probe,
-    cover,
-    real_tokens,
-)
+from openmoe_tools.checkpoints.function.probes import Probe, cover, real_tokens
 from openmoe_tools.checkpoints.function.result import Activation, Functional
 from openmoe_tools.checkpoints.function.sides import (
     EPSILON,
-    ROUTER,
+    Chosen,
     Model,
     Pass,
     Recorded,
     Side,
     recorded_pass,
+    router_of,
     with_hidden,
 )
 from openmoe_tools.checkpoints.verification.findings import DIFFERS, HOLDS, INCOMPLETE
+
+LOGITS = "logits"
 
 
 class Comparison:
@@ -76,8 +72,7 @@ class Comparison:
         self.modes = Counter[str]()
         self.tokens = self.judged = self.at_the_end = 0
         self.layers = {
-            layer: Choices(2 * self.floor.allowed(probabilities_of(router_of(layer))))
-            for layer in self.passes[0].decisions
+            layer: Choices(self.floor.margin(layer)) for layer in self.passes[0].decisions
         }
 
     def _floor(self, cast: str | Mapping[str, str] | None) -> Floor:
@@ -87,7 +82,7 @@ class Comparison:
         # The reference's, whoever runs A: a defect of A's must not widen its own floor.
         reference = replace(self.a, side=replace(self.a.side, implementation="reference"))
         other = reference if cast is None else replace(reference, side=_cast(reference.side, cast))
-        dtypes = {self.a.side.dtype: None, self.b.dtype: None}
+        dtypes = dict.fromkeys((self.a.side.dtype, self.b.dtype))
         for probe, base in zip(self.asked, self.passes, strict=True):
             given: dict[str, Any] = {"decisions": base.decisions}
             wide = reference.run(probe.ids, dtype="float64", **given)
@@ -138,7 +133,7 @@ class Comparison:
         }
         return forced, free, chosen, "forced"
 
-    def compare(self, number: int) -> None:
+    def _compare(self, number: int) -> None:
         """Run B on one batch and take in how far it is from A."""
         c, base, ids = self.configuration, self.passes[number], self.asked[number].ids
         found, free, chosen, mode = self._ask(number)
@@ -151,8 +146,8 @@ class Comparison:
         self.at_the_end += int(judged[:, 3 * self.longest // 4 :].sum())
         self.apart.add(with_hidden(base, c), found.activations, judged)
         for layer, both in chosen.items():
-            logits = base.activations[router_of(layer)].astype(np.float64)
-            self.layers[layer].add(base.chosen[layer], both, np.exp(log_softmax(logits)), judged)
+            probabilities = router_probabilities(base.activations[router_of(layer)])
+            self.layers[layer].add(base.chosen[layer], both, probabilities, judged)
         for row, at in logit_blocks(ids.shape, c.vocabulary_size):
             mine, theirs = base.logits(row, at), found.logits(row, at)
             places, here = np.arange(ids.shape[1]), judged[row, at]
@@ -165,7 +160,7 @@ class Comparison:
     def result(self, *, same_weights: bool) -> Functional:
         """Return what all passes say."""
         for number in range(len(self.asked)):
-            self.compare(number)
+            self._compare(number)
         passes = ((x.ids, y.decisions) for x, y in zip(self.asked, self.passes, strict=True))
         coverage = cover(passes, self.configuration, self.a.side.dialect)
         logits, floor = self.meter.close(), self.floor
@@ -229,10 +224,6 @@ class Comparison:
         return notes
 
 
-Chosen = Mapping[int, tuple[ndarray, ndarray]]
-"""By sparse layer: experts [B, L, K] and which choices are kept."""
-
-
 def _cast(side: Side, cast: str | Mapping[str, str]) -> Side:
     """Return a side whose weights went through a cast, and are float32 again."""
     to = cast if isinstance(cast, Mapping) else dict.fromkeys(side.weights, cast)
@@ -250,14 +241,14 @@ def _differences(activations: list[Activation], routers: Mapping[int, Routing]) 
     """
     lines: dict[str, str] = {}
     over = [one for one in activations if one.over]
+    by_name = {router_of(layer): router for layer, router in routers.items()}
     for one in activations:
         if over and one is over[0]:
             much = f"differs by {one.relative_error:.3g} of its largest value"
             much = much if math.isfinite(one.relative_error) else "holds values that are not finite"
             later = f"; {len(over) - 1} behind it do too" if over[1:] else ""
             lines[one.name] = f"{one.name} {much}, more than the {one.allowed:.3g} allowed{later}"
-        match = re.fullmatch(rf"decoder/layers_(\d+)/mlp{ROUTER}", one.name)
-        router = routers.get(int(match[1])) if match else None
+        router = by_name.get(one.name)
         if router is None:
             continue
         name = one.name.removesuffix("/router_weights")

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy import ndarray
 
-from openmoe_tools.checkpoints.function.sides import (
-    ROUTER,
-)
+from openmoe_tools.checkpoints.function.sides import ROUTER, router_of
 
 MULTIPLE = 8.0
 """How many times the noise floor two passes may differ by: another order of sums makes another error."""
@@ -22,9 +20,11 @@ CAST_MULTIPLE = 2.0
 ULPS = 4.0
 """Units in the last place of the largest value, where the floor is 0."""
 
-LOGITS = "logits"
-
 TOP = (1, 5, 10)
+"""Of how many best ids the shares are taken."""
+
+_PROBABILITIES = "/probabilities"
+"""What a router's probabilities are called, behind the name of its logits."""
 
 _BLOCK, _PIECE = 1 << 25, 1 << 19
 """Elements of logits that are made at once, and of those that are measured at once, in the cache.
@@ -58,7 +58,7 @@ class LogitsDifference:
 
 
 class Meter:
-    """Logits come a block at a time; none are kept."""
+    """What `LogitsDifference` is made of: logits come a block at a time, and none are kept."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
@@ -84,7 +84,7 @@ class Meter:
         # Floats above 0 are ordered as their bits are: 7 bits of the mantissa are within 1 %.
         bits = apart.astype(np.float32).view(np.uint32) >> np.uint32(16)
         self.bins += np.bincount(bits.reshape(-1), minlength=len(self.bins))
-        p, q = log_softmax(a), log_softmax(b)
+        p, q = _log_softmax(a), _log_softmax(b)
         forward = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0)
         back = np.maximum((np.exp(q) * (q - p)).sum(axis=-1), 0)
         tops = [_shared(a, b, k) for k in TOP if k <= a.shape[-1]]
@@ -122,10 +122,15 @@ def finite(a: ndarray, b: ndarray) -> ndarray:
     return np.isfinite(a).all(axis=-1) & np.isfinite(b).all(axis=-1)
 
 
-def log_softmax(x: ndarray) -> ndarray:
+def _log_softmax(x: ndarray) -> ndarray:
     """Return logarithms of softmax over the last axis."""
     shifted = x - x.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def router_probabilities(logits: ndarray) -> ndarray:
+    """Return float64 probabilities [..., E]; unlike the reference's softmax it refuses no value."""
+    return np.exp(_log_softmax(logits.astype(np.float64)))
 
 
 def _shared(a: ndarray, b: ndarray, k: int) -> ndarray:
@@ -155,19 +160,14 @@ class Apart:
         for name in a.keys() & b.keys():
             self._add(name, a[name][judged].astype(np.float64), b[name][judged].astype(np.float64))
             if name.endswith(ROUTER):
-                pair = (np.exp(log_softmax(x[name][judged].astype(np.float64))) for x in (a, b))
-                self._add(probabilities_of(name), *pair)
+                pair = (router_probabilities(x[name][judged]) for x in (a, b))
+                self._add(name + _PROBABILITIES, *pair)
 
     def _add(self, name: str, a: ndarray, b: ndarray) -> None:
         found = float(np.abs(a - b).max())
         found = found if math.isfinite(found) else math.inf
         self.differences[name] = max(self.differences.get(name, 0.0), found)
         self.scales[name] = max(self.scales.get(name, 0.0), float(np.abs(a).max()))
-
-
-def probabilities_of(name: str) -> str:
-    """Return what a router's probabilities are called beside its logits."""
-    return f"{name}/probabilities"
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,10 @@ class Floor:
             + CAST_MULTIPLE * self.cast.differences.get(name, 0.0)
             + ULPS * self.epsilon * self.arithmetic.scales.get(name, 0.0)
         )
+
+    def margin(self, layer: int) -> float:
+        """Return how far apart two experts' probabilities may be for rounding to swap them."""
+        return 2 * self.allowed(router_of(layer) + _PROBABILITIES)
 
     def of(self, name: str) -> float:
         """Return the measured floor at an activation, a cast's effect included."""

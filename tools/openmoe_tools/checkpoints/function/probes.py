@@ -131,7 +131,7 @@ def extend(
 def write(path: Path, asked: Iterable[Probe]) -> None:
     """Write ids as arrays `input_ids_0`, ... of an .npz, for a port of one's own to answer.
 
-    The answer is the same file with `logits_0` [B, L, V], ... added: `functional.read_recorded`.
+    The answer is the same file with `logits_0` [B, L, V], ... added: `sides.read_recorded`.
     """
     named: dict[str, Any] = {f"input_ids_{i}": one.ids for i, one in enumerate(asked)}
     np.savez(path, **named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from openmoe_tools.checkpoints.function.choosing import Routing
@@ -14,9 +14,7 @@ from openmoe_tools.checkpoints.function.measuring import (
     ULPS,
     LogitsDifference,
 )
-from openmoe_tools.checkpoints.function.probes import (
-    Coverage,
-)
+from openmoe_tools.checkpoints.function.probes import Coverage
 
 
 @dataclass(frozen=True)
@@ -77,4 +75,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
-    return _plain(asdict(value)) if hasattr(value, "__dataclass_fields__") else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    return value

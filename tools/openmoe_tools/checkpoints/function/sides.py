@@ -16,15 +16,21 @@ from openmoe_reference import dialects, grouping, model, routing
 from openmoe_spec.config import Configuration
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision
-from openmoe_tools.checkpoints.function.probes import (
-    groups_of,
-    real_tokens,
-)
+from openmoe_tools.checkpoints.function.probes import groups_of, real_tokens
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7}
 """From 1 to the next number, in each arithmetic that a model is run in."""
 
 ROUTER = "/router/router_weights"
+"""What the activations that hold a router's logits end in."""
+
+Chosen = Mapping[int, tuple[ndarray, ndarray]]
+"""By sparse layer: experts [B, L, K] and which choices are kept."""
+
+
+def router_of(layer: int) -> str:
+    """Return the activation that holds a layer's router logits."""
+    return f"decoder/layers_{layer}/mlp{ROUTER}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +122,13 @@ class Pass:
     logits       made when they are asked for: of one row's positions, [n, V]
     activations  by name, those of a router as [B, L, E]
     decisions    as they are forced on another pass
-    chosen       by sparse layer: experts [B, L, K] and which choices are kept
+    chosen       by token, as its own routers chose
     """
 
     logits: Callable[[int, slice], ndarray]
     activations: Mapping[str, ndarray]
     decisions: Mapping[int, Decision] = field(default_factory=dict)
-    chosen: Mapping[int, tuple[ndarray, ndarray]] = field(default_factory=dict)
+    chosen: Chosen = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +235,7 @@ class Model:
 
     def decide(self, layer: int, found: Pass, like: Pass) -> tuple[ndarray, ndarray]:
         """Return what a router of a forced pass would have chosen itself, by token."""
-        c, own = self.configuration, found.activations[f"decoder/layers_{layer}/mlp{ROUTER}"]
+        c, own = self.configuration, found.activations[router_of(layer)]
         padded, groups = groups_of((own.shape[0], own.shape[1]), c, self.side.dialect)
         logits = grouping.to_groups(own, padded=padded, num_groups=groups)
         try:
