@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +288,7 @@ def test_a_mesh_that_cannot_generate_is_refused(trained, complains):
 
 def test_a_run_goes_through_every_container_and_says_the_same(trained, run, tmp_path):
     way = [trained, tmp_path / "t5x", tmp_path / "hf", tmp_path / "orbax"]
-    for source, target in zip(way, way[1:], strict=False):
+    for source, target in pairwise(way):
         assert run("convert", source, target, "--to", target.name).code == 0
     found = run("verify", way[0], way[-1], "--certify", tmp_path / "certificate.json")
     assert found.code == 0, found.stdout
