@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.config import Configuration
