@@ -60,8 +60,9 @@ train: $(STAMP) ## the preset runs on this machine's own text: trained, fine-tun
 	$(BIN)/openmoe eval $(RUNS)/questions
 	$(BIN)/openmoe generate $(RUNS)/small --text "def read(path):" --text "The function returns" --max-new-tokens 64 --temperature 0.8 --top-k 20
 
-bench: $(STAMP) ## ratios to the matrix-multiplication bound, printed and written to production/BENCHMARKS.md
+bench: $(STAMP) ## ratios to the bounds, printed and written to production/BENCHMARKS.md and tools/BENCHMARKS.md
 	$(BIN)/openmoe bench --output production/BENCHMARKS.md
+	$(BIN)/python -m openmoe_tools.checkpoints.bench --output tools/BENCHMARKS.md
 
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-kit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

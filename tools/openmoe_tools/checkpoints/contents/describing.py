@@ -28,8 +28,8 @@ from openmoe_tools.checkpoints.containers.opening import RUN_STEPS, Checkpoint, 
 from openmoe_tools.checkpoints.containers.stored import DTYPES, WEIGHTS, Incomplete, Unreadable
 from openmoe_tools.checkpoints.contents import statistics
 from openmoe_tools.checkpoints.contents.anomalies import anomalies
-from openmoe_tools.checkpoints.contents.contents_tables import plain, render
 from openmoe_tools.checkpoints.contents.inferring import Model, infer
+from openmoe_tools.checkpoints.contents.tables import plain, render
 from openmoe_tools.checkpoints.verification.findings import folded, listed
 from openmoe_tools.checkpoints.verification.structure import HEAD, PADDED, USED
 from openmoe_tools.terminal import console
