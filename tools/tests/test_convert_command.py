@@ -250,6 +250,12 @@ def test_a_torn_line_of_the_journal_is_passed_over(tmp_path):
     assert converted(tmp_path / "source", tmp_path / "there", "t5x").resumed == done - 1
 
 
+def test_a_folder_that_was_removed_is_begun_again(tmp_path):
+    interrupted(tmp_path, 20)
+    shutil.rmtree(tmp_path / "there.partial")
+    assert converted(tmp_path / "source", tmp_path / "there", "t5x").resumed == 0
+
+
 def test_other_conversions_do_not_go_on_with_it(tmp_path, run):
     interrupted(tmp_path, 20)
     arguments = ("convert", tmp_path / "source", tmp_path / "there", "--to")
@@ -388,7 +394,7 @@ def test_the_report_obeys_the_schema(run, valid, tmp_path):
     assert len(report["model_digest"]) == 64
 
 
-def test_wrong_requests_are_one_line(complains, tmp_path):
+def test_wrong_requests_are_one_line(complains, run, tmp_path):
     folder(tmp_path / "source")
     there = tmp_path / "there"
     ask = ("convert", tmp_path / "source", there, "--to")
@@ -409,6 +415,8 @@ def test_wrong_requests_are_one_line(complains, tmp_path):
     )
     there.mkdir()
     complains(*ask, "hf", words=["is there already"])
+    inside = ("convert", tmp_path / "source", tmp_path / "source" / "there", "--to", "hf")
+    refused(run(*inside), "lies in the source")
 
 
 def test_a_tensor_without_a_place_is_not_lost_in_silence(complains, run, tmp_path):

@@ -49,6 +49,9 @@ def convert(
     """
     partial = target.with_name(target.name + journal.PARTIAL)
     require_new(target)
+    source = plan_.source.reader.path.resolve()
+    if source in target.resolve().parents:
+        raise UsageError(f"{target}: lies in the source, which is not touched; name another folder")
     for name in plan_.places:  # refused before anything is written
         working.must_stream(plan_.source, name, budget)
     with journal.opened(target, plan_.identity()) as (done, note):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,16 @@ class Note:
 
     def __init__(self, file: Any, done: dict[str, str]) -> None:
         self._file = file
+        self._lock = threading.Lock()
         self.digests = dict(done)
 
     def __call__(self, name: str, digest: str) -> None:
         line = json.dumps({"tensor": name, "digest": digest}) + "\n"
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.digests[name] = digest
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.digests[name] = digest
 
 
 @contextmanager
@@ -49,13 +52,16 @@ def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]
         except OSError as error:
             raise UsageError(f"{path}: another conversion is writing {target.name}") from error
         file.seek(0)
-        begun, done = _entries(file.read())
-        if begun is None:
+        begun, done, good = _entries(file.read())
+        file.truncate(good)  # a torn line must not become part of the next
+        if begun is None or not partial.exists():
             file.truncate(0)
-            file.write(json.dumps({"plan": identity}) + "\n")
+            done = {}
+            begun = begun or identity
+            file.write(json.dumps({"plan": begun}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        elif begun != identity:
+        if begun != identity:
             raise UsageError(
                 f"{path}: is of another conversion, or its source has changed since; remove it and "
                 f"{partial.name} to begin again"
@@ -63,10 +69,11 @@ def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]
         yield done, Note(file, done)
 
 
-def _entries(text: str) -> tuple[str | None, dict[str, str]]:
-    """Return the plan and the finished tensors of a journal, whose last line may be torn."""
+def _entries(text: str) -> tuple[str | None, dict[str, str], int]:
+    """Return the plan and the finished tensors of a journal, and where its last whole line ends."""
     begun: str | None = None
     done: dict[str, str] = {}
+    good = 0
     for line in text.splitlines(keepends=True):
         try:
             entry = json.loads(line)
@@ -78,4 +85,5 @@ def _entries(text: str) -> tuple[str | None, dict[str, str]]:
             begun = str(entry["plan"])
         else:
             done[str(entry["tensor"])] = str(entry["digest"])
-    return begun, done
+        good += len(line.encode())
+    return begun, done, good
