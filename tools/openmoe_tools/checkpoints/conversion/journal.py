@@ -56,8 +56,7 @@ def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]
         file.truncate(good)  # a torn line must not become part of the next
         if begun is None or not partial.exists():
             file.truncate(0)
-            done = {}
-            begun = begun or identity
+            begun, done = identity, {}
             file.write(json.dumps({"plan": begun}) + "\n")
             file.flush()
             os.fsync(file.fileno())
