@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import rejections_checkpoints
 import rejections_data
 import rejections_decoding
 import rejections_grouping
@@ -60,6 +61,7 @@ ILLEGAL = [
         rejections_decoding,
         rejections_data,
         rejections_meshes,
+        rejections_checkpoints,
     )
     for row in table.ROWS
 ]
