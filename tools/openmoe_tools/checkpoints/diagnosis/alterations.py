@@ -11,7 +11,7 @@ from openmoe_tools.checkpoints.diagnosis.causes import Cause, same
 from openmoe_tools.checkpoints.diagnosis.fingerprints import Matrix
 from openmoe_tools.checkpoints.digests import cast
 from openmoe_tools.checkpoints.verification.findings import ranges
-from openmoe_tools.checkpoints.verification.numeric import bits
+from openmoe_tools.checkpoints.verification.numeric import bits, ordered
 
 
 def altered(a: Matrix, b: Matrix) -> Cause | None:
@@ -46,6 +46,9 @@ def _rounded(a: Matrix, b: Matrix) -> Cause | None:
     return None
 
 
+_TELLING = 8.0
+"""How many times a dtype's precision a factor must be from 1 to be one."""
+
 _CONSTANTS = "divide it out again, or fold it where the forward pass leaves it out"
 
 
@@ -53,18 +56,22 @@ def _scaled(a: Matrix, b: Matrix) -> Cause | None:
     """Return a factor or a term that all values have in common."""
     start, stop = next(a.ranges())
     one, other = (m.rows(start, stop).astype(np.float64) for m in (a, b))
-    with np.errstate(all="ignore"):
-        ratio = np.where(one != 0, other / one, np.nan)
-    known = np.isfinite(ratio)
-    if known.sum() < 2:
+    if one.size < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
         return None
-    factor = float(np.median(ratio[known]))
-    if factor not in {0.0, 1.0} and _is(a, b, lambda rows, _: rows * factor):
-        return Cause("constant factor", f"is the source's times {_number(factor)}", _CONSTANTS)
-    term = float(np.median(other - one))
-    if term and _is(a, b, lambda rows, _: rows + term):
-        fix = "an OpenMoE norm multiplies by its scale, and not by 1 + scale (LAYER-03)"
-        return Cause("constant term", f"is the source's plus {_number(term)}", fix)
+    square = float((one * one).sum())
+    factor = float((one * other).sum()) / square if square else 1.0
+    if abs(factor - 1) > _TELLING * _precision(b.dtype) and factor:
+        exact = _fit(a, b, lambda rows, _: rows * factor)
+        if exact is not None:
+            text = f"is the source's times {_number(factor, b.dtype)}"
+            return Cause("constant factor", text, _CONSTANTS, exact=exact)
+    term = float((other - one).mean())
+    if term:
+        exact = _fit(a, b, lambda rows, _: rows + term)
+        if exact is not None:
+            fix = "an OpenMoE norm multiplies by its scale, and not by 1 + scale (LAYER-03)"
+            text = f"is the source's plus {_number(term, b.dtype)}"
+            return Cause("constant term", text, fix, exact=exact)
     return None
 
 
@@ -72,17 +79,22 @@ def _scaled_by_line(a: Matrix, b: Matrix) -> Cause | None:
     """Return a factor that each row, or each column, has in common."""
     if 1 in a.shape:
         return None
-    rows = _medians(a, b, 1)
-    if rows is not None and _is(a, b, lambda values, at: values * rows[at[0] : at[1], None]):
-        norm = _norm_of(a, rows)
-        if norm is None:
+    rows = _factors(a, b, 1)
+    if rows is not None:
+        exact = _fit(a, b, lambda values, at: values * rows[at[0] : at[1], None])
+        norm = _norm_of(a, rows) if exact is not None else None
+        if norm is not None:
+            fix = "leave the norm's scale where it is: the forward pass multiplies by it again"
+            text = f"is the source's with each row times {norm}"
+            return Cause("norm folded in", text, fix, exact=bool(exact))
+        if exact is not None:
             fix = "undo it: a norm's scale is a tensor of its own"
-            return Cause("factor by row", _spread("row", rows), fix)
-        fix = "leave the norm's scale where it is: the forward pass multiplies by it again"
-        return Cause("norm folded in", f"is the source's with each row times {norm}", fix)
-    columns = _medians(a, b, 0)
-    if columns is not None and _is(a, b, lambda values, _: values * columns):
-        return Cause("factor by column", _spread("column", columns), "undo it")
+            return Cause("factor by row", _spread("row", rows), fix, exact=exact)
+    columns = _factors(a, b, 0)
+    if columns is not None:
+        exact = _fit(a, b, lambda values, _: values * columns)
+        if exact is not None:
+            return Cause("factor by column", _spread("column", columns), "undo it", exact=exact)
     return None
 
 
@@ -98,17 +110,17 @@ def _norm_of(a: Matrix, factors: ndarray) -> str | None:
     return None
 
 
-def _number(value: float) -> str:
-    exact = {0.5: "1/2", 2.0: "2", -1.0: "-1", 0.25: "1/4", 4.0: "4"}
-    if value in exact:
-        return exact[value]
+def _number(value: float, dtype: str) -> str:
+    """Return a factor as a reader knows it, where it is one within the dtype's precision."""
+    room = 8 * _precision(dtype)
+    for text, known in {"1/2": 0.5, "2": 2.0, "-1": -1.0, "1/4": 0.25, "4": 4.0, "1": 1.0}.items():
+        if abs(value - known) <= room * known * (1 if known > 0 else -1):
+            return text
     square = value * value
-    for number, text in (
-        (square, f"sqrt({round(square)})"),
-        (1 / square, f"1/sqrt({round(1 / square)})"),
-    ):
-        if number > 1 and abs(number - round(number)) < 1e-5 * number:
-            return f"{value:.6g} ({'-' if value < 0 else ''}{text})"
+    for number, form in ((square, "sqrt({})"), (1 / square, "1/sqrt({})")):
+        whole = round(number)
+        if whole > 1 and abs(number - whole) <= max(1e-5, room) * number:
+            return f"{value:.6g} ({'-' if value < 0 else ''}{form.format(whole)})"
     return f"{value:.6g}"
 
 
@@ -119,36 +131,46 @@ def _spread(what: str, factors: ndarray) -> str:
     )
 
 
-def _medians(a: Matrix, b: Matrix, axis: int) -> ndarray | None:
-    """Return the median ratio of each row (axis 1) or, by the first rows, of each column (axis 0)."""
+def _precision(dtype: str) -> float:
+    """Return the largest relative error of rounding to a dtype."""
+    return {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": 2.0**-24}.get(dtype, 2.0**-53)
+
+
+def _factors(a: Matrix, b: Matrix, axis: int) -> ndarray | None:
+    """Return the factor of each row (axis 1) or, by the first rows, of each column (axis 0).
+
+    None: some value is not finite, or all factors are 1 as far as the dtype tells.
+    """
     found = []
     for start, stop in a.ranges():
         one, other = (m.rows(start, stop).astype(np.float64) for m in (a, b))
-        with np.errstate(all="ignore"):
-            ratio = np.where(one != 0, other / one, 1.0)
-        if not np.isfinite(ratio).all():
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
             return None
-        found.append(np.median(ratio, axis=axis))
+        square = (one * one).sum(axis=axis)
+        product = (one * other).sum(axis=axis)
+        found.append(np.divide(product, square, out=np.ones_like(square), where=square > 0))
         if axis == 0:
-            return found[0]
-    return np.concatenate(found)
+            break
+    factors = np.concatenate(found)
+    telling = np.abs(factors - 1).max() > _TELLING * _precision(b.dtype)
+    return factors if telling else None
 
 
-def _is(a: Matrix, b: Matrix, made: Callable[[ndarray, tuple[int, int]], ndarray]) -> bool:
-    """Return whether b is what is made of a, up to what rounding in b's dtype leaves open."""
-    precision = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}.get(
-        b.dtype, 2.0**-53
-    )
+def _fit(a: Matrix, b: Matrix, made: Callable[[ndarray, tuple[int, int]], ndarray]) -> bool | None:
+    """Return whether b is, bit for bit, what is made of a; None: it is further off than one place.
+
+    A factor taken from rounded values leaves the last place open.
+    """
+    exact = True
     for rows in a.ranges():
-        one = a.rows(*rows).astype(np.float64)
-        other = b.rows(*rows).astype(np.float64)
+        one, other = a.rows(*rows).astype(np.float64), b.rows(*rows)
         with np.errstate(all="ignore"):
-            expected = made(one, rows)
-            # The factor itself was taken from rounded values: twice the rounding, and once more.
-            room = 4 * precision * np.maximum(np.abs(expected), np.abs(one))
-            if not (np.abs(expected - other) <= room).all():
-                return False
-    return True
+            expected = cast(made(one, rows), b.dtype)
+        apart = np.abs(ordered(expected) - ordered(other))
+        if apart.max(initial=0) > 1 or not np.isfinite(expected.astype(np.float32)).all():
+            return None
+        exact = exact and not apart.any()
+    return exact
 
 
 def _spoilt(a: Matrix, b: Matrix) -> Cause | None:
@@ -178,7 +200,7 @@ def _spoilt(a: Matrix, b: Matrix) -> Cause | None:
         each = "one bit of one value" if count == 1 else f"one bit of each of {count} values"
         return Cause("flipped bits", f"has {each} flipped", "copy it again from the source", where)
     box = len(rows) * len(touched)
-    if box == count > 1 and box < size and _follows(rows) and _follows(touched):
+    if box == count and size // 16 <= box < size and _follows(rows) and _follows(touched):
         return Cause(
             "stale shard",
             "has a block of other values, as one device or one chunk holds",

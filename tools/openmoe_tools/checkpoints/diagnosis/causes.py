@@ -16,12 +16,16 @@ from openmoe_tools.checkpoints.verification.numeric import bits
 
 @dataclass(frozen=True)
 class Cause:
-    """What became of a matrix: a name, a sentence behind "the matrix", and what to do."""
+    """What became of a matrix: a name, a sentence behind "the matrix", what to do, and where.
+
+    exact  it explains every value, bit for bit
+    """
 
     cause: str
     text: str
     fix: str = ""
     where: str = ""
+    exact: bool = True
 
 
 def kind_of(name: str) -> tuple[str, str]:

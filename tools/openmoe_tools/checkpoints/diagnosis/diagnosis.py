@@ -1,6 +1,7 @@
 """From tensors that differ to causes with a name: what became of each, and what they have in common.
 
-Only the tensors whose digests differ are read again.
+The tensors whose digests differ are read again; those that they may have come from, where nothing else
+explains one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Diagnosis:
     """Both sides, and what is known of them.
 
     digests  of both sides by tensor; `differing` the tensors of both whose digests differ
-    heads    the number of attention heads, where a configuration says it
+    heads    attention heads of queries, and of keys and values, where a configuration says them
     """
 
     a: Checkpoint
@@ -53,21 +54,39 @@ class Diagnosis:
     digests: tuple[Mapping[str, Digest], Mapping[str, Digest]]
     differing: list[str]
     budget: Budget
-    heads: int | None = None
+    heads: tuple[int, int] | None = None
     _prints: dict[tuple[int, str], list[Fingerprint]] = field(default_factory=dict)
+    _asked: set[str] = field(default_factory=set)
 
     def findings(self, done: Callable[[str], None] = lambda _: None) -> list[Finding]:
         """Return what is wrong, each tensor that differs in exactly one finding or more."""
+        self._asked = set(self.differing)
         moved = {name: other for name in self.differing if (other := self._holds(name))}
         found: list[Finding] = list(self._layers(moved))
+        for name in self.differing:
+            dtype = self.digests[1][name].dtype
+            if self._in_target(name, dtype) == self.digests[1][name].digest:
+                found.append(_narrowed(name, dtype))
+                done(name)
+        narrowed = {one.tensors[0] for one in found if one.cause.startswith("rounded")}
+        self.differing = [name for name in self.differing if name not in narrowed]
         for name, other in moved.items():
             found.append(self._moved(name, other))
             done(name)
         for name in self.differing:
             if name not in moved:
-                found += self._of_tensor(name)
+                found += self._safely(name)
                 done(name)
-        return merged(self._shards(found))
+        return merged(self._shards([self._untied(one) for one in found]))
+
+    def _untied(self, one: Finding) -> Finding:
+        """Return a head that is the embedding, which is still there, under its own name."""
+        if one.cause != "embedding and head swapped" or EMBEDDING in self._asked:
+            return one
+        text = "is the embedding's: the two are not tied in an OpenMoE model (PARAM-01)"
+        return replace(
+            one, cause="tied head", text=text, fix="write the source's own output projection"
+        )
 
     # ---- a tensor of the source under another name -----------------------------------------------
 
@@ -133,6 +152,19 @@ class Diagnosis:
             self._prints[side, name] = made
         return self._prints[side, name]
 
+    def _heads(self, name: str) -> int | None:
+        if self.heads is None:
+            return None
+        return self.heads[name.endswith(("key/kernel", "value/kernel"))]
+
+    def _safely(self, name: str) -> list[Finding]:
+        """Return what became of a tensor; that nothing can be said of it is a finding too."""
+        try:
+            return self._of_tensor(name)
+        except (ValueError, IndexError, ArithmeticError) as error:
+            text = f"differs, and how could not be found out ({type(error).__name__}: {error})"
+            return [Finding(BITWISE, "other values", (name,), "", text, "compare it by hand")]
+
     def _of_tensor(self, name: str) -> list[Finding]:
         a, b = self.matrices(0, name), self.matrices(1, name)
         fa, fb = self.prints(0, name), self.prints(1, name)
@@ -149,8 +181,8 @@ class Diagnosis:
     ) -> Cause | None:
         """Return what became of one matrix; None: its shape is another, and says all there is."""
         cause = (
-            replacements.emptied(b)
-            or relocations.rearranged(a, b, fa, fb, self.heads)
+            replacements.emptied(a, b)
+            or relocations.rearranged(a, b, fa, fb, self._heads(name))
             or self._half(name, b, fb)
             or self._elsewhere(name, b, fb)
         )
@@ -163,8 +195,13 @@ class Diagnosis:
         other = name.replace("wi_0", "wi_1") if "wi_0" in name else name.replace("wi_1", "wi_0")
         if other == name or other not in self.a.tensors or other not in self.b.tensors:
             return None
-        fa = self.prints(0, other)[b.index or 0]
+        prints = self.prints(0, other)
+        if (b.index or 0) >= len(prints):
+            return None
+        fa = prints[b.index or 0]
         size = min(len(fa.columns), len(fb.columns))
+        if not size or len(fb.columns) % size or len(fa.columns) % size:
+            return None
         for mine in range(0, len(fb.columns), size):
             for theirs in range(0, len(fa.columns), size):
                 if (fb.columns[mine : mine + size] == fa.columns[theirs : theirs + size]).all():
@@ -194,7 +231,7 @@ class Diagnosis:
                 one = replace(one, dtype=b.dtype)  # noqa: PLW2901
                 if equal(one, b):
                     return held(name, other)
-                turned = relocations.rearranged(one, b, print_, fb, self.heads)
+                turned = relocations.rearranged(one, b, print_, fb, self._heads(name))
                 if turned is not None:
                     found = held(name, other)
                     return replace(found, text=f"{found.text}, which {turned.text}")
@@ -216,7 +253,7 @@ class Diagnosis:
                     "padding rows of the vocabulary",
                     f"{text}; all of them in the rows that pad it",
                 )
-        exact = cause.cause not in {*_LOOSE, "rearranged"}
+        exact = cause.exact and cause.cause not in {*_LOOSE, "rearranged"}
         return Finding(BITWISE, title, (name,), ", ".join(where), text, cause.fix, exact)
 
     def _padding(self, name: str) -> bool:
@@ -263,3 +300,10 @@ class Diagnosis:
                 fix = "take this file from the same conversion as the others"
                 found.append(Finding(BITWISE, "stale shard", names, place, text, fix))
         return found
+
+
+def _narrowed(name: str, dtype: str) -> Finding:
+    """Return that a tensor was rounded and nothing else, which was not declared."""
+    text = f"is the source's rounded to {dtype}, to nearest, and nothing else"
+    fix = f"declare --cast {dtype}"
+    return Finding(BITWISE, f"rounded to {dtype}", (name,), "", text, fix, exact=True)

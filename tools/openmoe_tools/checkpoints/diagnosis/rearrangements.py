@@ -123,15 +123,6 @@ def _heads(size: int, heads: int | None) -> Iterator[Rearrangement]:
 def described(order: ndarray, unit: str, heads: int | None = None) -> tuple[str, str, str]:
     """Return cause, text and fix of a permutation that no name fits: a roll, blocks, or any."""
     size = len(order)
-    shift = int(order[0])
-    if (order == (np.arange(size) + shift) % size).all():
-        by = shift if shift <= size // 2 else shift - size
-        return (
-            f"{unit} rolled",
-            f"are shifted by {by:+d}: {unit[:-1]} 0 holds what is {unit[:-1]} {shift} in the source",
-            f"shift the {unit} by {-by:+d}",
-        )
-    moved = np.flatnonzero(order != np.arange(size))
     if heads and size % heads == 0:
         per_head = size // heads
         grid = order.reshape(heads, per_head)
@@ -142,6 +133,15 @@ def described(order: ndarray, unit: str, heads: int | None = None) -> tuple[str,
                 f"have their heads in another order: {places}{', ...' if heads > 8 else ''}",
                 "put the heads in the source's order",
             )
+    shift = int(order[0])
+    if (order == (np.arange(size) + shift) % size).all():
+        by = shift if shift <= size // 2 else shift - size
+        return (
+            f"{unit} rolled",
+            f"are shifted by {by:+d}: {unit[:-1]} 0 holds what is {unit[:-1]} {shift} in the source",
+            f"shift the {unit} by {-by:+d}",
+        )
+    moved = np.flatnonzero(order != np.arange(size))
     if len(moved) == 2:
         one, other = (int(i) for i in moved)
         return (f"{unit} permuted", f"are exchanged, {one} and {other}", "exchange them again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy import ndarray
@@ -64,12 +64,13 @@ def _permuted(
                 units = "experts, its columns," if of_columns == "experts" else "columns"
                 return Cause(one.cause, f"has {units} that {one.text}", one.fix)
     if columns_stay and is_rearranged(fa.rows, fb.rows):
+        rows_of = _gatherer(a)
         for one in _orders(of_rows, fa.rows, fb.rows, heads, "rows"):
-            if same(lambda start, stop, p=one.order: _gathered(a, p[start:stop]), b):  # type: ignore[misc]
+            if same(lambda start, stop, p=one.order: rows_of(p[start:stop]), b):  # type: ignore[misc]
                 return Cause(one.cause, f"has rows that {one.text}", one.fix)
     if is_rearranged(fa.rows, fb.rows) and is_rearranged(fa.columns, fb.columns):
         rows, columns = permutation(fa.rows, fb.rows), permutation(fa.columns, fb.columns)
-        if same(lambda start, stop: _gathered(a, rows[start:stop])[:, columns], b):
+        if same(lambda start, stop: _gatherer(a)(rows[start:stop])[:, columns], b):
             return Cause(
                 "rows and columns permuted",
                 f"has rows that {described(rows, 'rows')[1]}, and columns that "
@@ -89,6 +90,14 @@ def _orders(
     order = permutation(one, other)
     cause, text, fix = described(order, "experts" if kind == "experts" else unit, heads)
     yield rearrangements.Rearrangement(cause, text, fix, order)
+
+
+def _gatherer(a: Matrix) -> Callable[[ndarray], ndarray]:
+    """Return a function of an order: a matrix's rows in it. One of moderate size is read once."""
+    if a.shape[0] * a.shape[1] * 8 <= _WHOLE:
+        held = a.rows(0, a.shape[0])
+        return lambda order: held[order]
+    return lambda order: _gathered(a, order)
 
 
 def _gathered(a: Matrix, order: ndarray) -> ndarray:

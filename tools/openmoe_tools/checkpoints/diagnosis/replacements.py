@@ -8,24 +8,45 @@ from openmoe_tools.checkpoints.diagnosis.causes import Cause
 from openmoe_tools.checkpoints.diagnosis.fingerprints import Matrix
 
 
-def emptied(b: Matrix) -> Cause | None:
-    """Return that a matrix holds nothing: zeros, one value everywhere, or what is not finite."""
+def emptied(a: Matrix, b: Matrix) -> Cause | None:
+    """Return that a matrix holds nothing: zeros, one value everywhere, or what is not finite.
+
+    None also where the source's is like that itself.
+    """
+    if 0 in b.shape:
+        return None
+    low, high, finite = _range(b)
+    own_low, own_high, own_finite = _range(a)
+    if not finite:
+        if not own_finite:
+            return None
+        return Cause("not finite", "holds NaN or infinite values", "convert it again", exact=False)
+    if low != high or own_low == own_high:
+        return None
+    if low == 0.0:
+        text = "is all zero: it was never written"
+        return Cause("dropped", text, "write it from the source", exact=False)
+    text = f"holds {low:.6g} everywhere: it was never written"
+    return Cause("left at initialisation", text, "write it from the source", exact=False)
+
+
+def _range(matrix: Matrix) -> tuple[float, float, bool]:
+    """Return the smallest and the largest value, and whether all are finite."""
     low, high, finite = np.inf, -np.inf, True
-    for rows in b.ranges():
-        values = b.rows(*rows).astype(np.float32)
+    if 0 in matrix.shape:
+        return 0.0, 0.0, True
+    for rows in matrix.ranges():
+        values = matrix.rows(*rows).astype(np.float32)
         finite = finite and bool(np.isfinite(values).all())
         low, high = min(low, float(values.min())), max(high, float(values.max()))
-    if not finite:
-        return Cause("not finite", "holds NaN or infinite values", "convert it again")
-    if low == high == 0.0:
-        return Cause("dropped", "is all zero: it was never written", "write it from the source")
-    if low == high:
-        return Cause(
-            "left at initialisation",
-            f"holds {low:.6g} everywhere: it was never written",
-            "write it from the source",
-        )
-    return None
+    return low, high, finite
+
+
+_NEAR = 0.5
+"""A cosine between steps of one run, and not between two models."""
+
+_WIDEST = 2.0
+"""The largest standard deviation of an initialiser is the embedding's, 1."""
 
 
 def replaced(a: Matrix, b: Matrix) -> Cause:
@@ -36,11 +57,12 @@ def replaced(a: Matrix, b: Matrix) -> Cause:
     one, other = one[:size] - centre, other[:size] - centre
     scale = float(np.linalg.norm(one) * np.linalg.norm(other))
     alike = float(one @ other) / scale if scale else 0.0
-    if alike > 0.9:
+    if alike > _NEAR:
         return Cause(
             "stale",
             "holds values near the source's: those of another step",
             "take it from the same step as the others",
+            exact=False,
         )
     if _looks_fresh(b):
         return Cause(
@@ -64,4 +86,4 @@ def _looks_fresh(b: Matrix) -> bool:
     tails = float((normal**4).mean())
     centred = abs(float(values.mean())) < 4 * spread / np.sqrt(len(values))
     # Kurtosis: uniform 1.8, normal cut at two deviations 2.4, normal 3.
-    return centred and tails < 3.0 + 10 / np.sqrt(len(values))
+    return centred and spread <= _WIDEST and tails < 3.0 + 10 / np.sqrt(len(values))

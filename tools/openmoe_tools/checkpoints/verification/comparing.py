@@ -76,12 +76,12 @@ def compare(
     """
     to = to or Console(quiet=True)
     found = structure.compare(a, b, cast, models)
-    heads = next((one.num_heads for one in models if one is not None), None)
+    heads = next(((m.num_heads, m.key_value_heads) for m in models if m is not None), None)
     digests = _digests(a, b, budget, cast, to)
     shared = [name for name in a.tensors if name in b.tensors]
     differing = [name for name in shared if not _equal(digests, name, cast)]
     alike = [name for name in differing if a.tensors[name].shape == b.tensors[name].shape]
-    differences = _differences(a, b, alike, budget, to)
+    differences = _differences(a, b, alike, budget, cast, to)
     # What differs by its dtype alone differs in no value: the structure says so.
     valued = [name for name in alike if differences[name].differing]
     apart = [name for name in differing if name not in alike]
@@ -92,7 +92,7 @@ def compare(
     verdicts = [
         _structure(found, a, b),
         _bitwise(a, b, shared, valued + apart, cast),
-        _numeric(differences, apart, ulps),
+        _numeric(differences, apart, ulps, compared=len(shared)),
     ]
     return Comparison(a, b, cast, digests, verdicts, found, valued + apart, differences)
 
@@ -127,7 +127,7 @@ def _equal(
 
 
 def _differences(
-    a: Checkpoint, b: Checkpoint, names: list[str], budget: Budget, to: Console
+    a: Checkpoint, b: Checkpoint, names: list[str], budget: Budget, cast: str | None, to: Console
 ) -> dict[str, Difference]:
     def need(name: str) -> int:
         return sum(working.need_of(one, name, budget) for one in (a, b))
@@ -135,7 +135,7 @@ def _differences(
     with working.bar(to, "differences", sum(b.size(name) for name in names)) as moved:
         return working.each(
             names,
-            lambda name: numeric.difference(a, b, name, budget),
+            lambda name: numeric.difference(a, b, name, budget, cast),
             budget=budget,
             need=need,
             done=lambda name: moved(b.size(name)),
@@ -169,7 +169,9 @@ def _bitwise(
     return Verdict(BITWISE, HOLDS, f"all {number:,} values are the same{how}, bit for bit", numbers)
 
 
-def _numeric(differences: Mapping[str, Difference], apart: list[str], ulps: int) -> Verdict:
+def _numeric(
+    differences: Mapping[str, Difference], apart: list[str], ulps: int, *, compared: int
+) -> Verdict:
     over = {n: one for n, one in differences.items() if one.differing}
     largest = max((one.largest_ulps for one in over.values()), default=0)
     infinite = sum(one.not_finite for one in over.values())
@@ -184,6 +186,8 @@ def _numeric(differences: Mapping[str, Difference], apart: list[str], ulps: int)
     if apart:
         text = f"{len(apart)} tensors have another shape, and no differences"
         return Verdict(NUMERIC, DIFFERS, text, numbers)
+    if not compared:
+        return Verdict(NUMERIC, INCOMPLETE, "no tensor is on both sides", numbers)
     if not over:
         return Verdict(NUMERIC, HOLDS, "no value differs", numbers)
     text = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from openmoe_spec.places import Region
+from openmoe_spec.places import Region, Shape
 from openmoe_tools.checkpoints import working
 from openmoe_tools.checkpoints.containers.opening import Checkpoint
 from openmoe_tools.checkpoints.containers.regions import blocks
@@ -17,6 +17,7 @@ from openmoe_tools.checkpoints.containers.stored import DTYPES
 from openmoe_tools.checkpoints.digests import cast
 
 MOST_PLACES = 8
+_PIECE = 1 << 20
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -35,17 +36,28 @@ def ordered(values: ndarray) -> ndarray:
 
 
 def together(
-    a: Checkpoint, b: Checkpoint, name: str, budget: working.Budget
+    a: Checkpoint, b: Checkpoint, name: str, budget: working.Budget, *, declared: str | None
 ) -> Iterator[tuple[Region, ndarray, ndarray]]:
-    """Yield regions of both sides' tensor of one shape, a's values in b's dtype."""
-    dtype = b.dtype(name)
+    """Yield regions of both sides' tensor of one shape.
+
+    a's values are cast to b's dtype where that was declared; else the narrower side is widened.
+    """
+    one, other = a.dtype(name), b.dtype(name)
+    dtype = other if other == declared else _wider(one, other)
     limit = max(
         budget.block,
-        *(min(working.limit_of(one, name, budget), one.size(name)) for one in (a, b)),
+        *(min(working.limit_of(side, name, budget), side.size(name)) for side in (a, b)),
     )
-    itemsize = max(DTYPES[one.dtype(name)].itemsize for one in (a, b))
+    itemsize = max(DTYPES[side].itemsize for side in (one, other))
     for region in blocks(a.tensors[name].shape, itemsize, limit):
-        yield region, cast(a.read(name, region), dtype), b.read(name, region)
+        yield region, cast(a.read(name, region), dtype), cast(b.read(name, region), dtype)
+
+
+def _wider(one: str, other: str) -> str:
+    """Return a dtype that holds the values of both."""
+    if {one, other} == {"bfloat16", "float16"}:
+        return "float32"
+    return max((one, other), key=lambda name: DTYPES[name].itemsize)
 
 
 @dataclass
@@ -56,7 +68,7 @@ class Difference:
     ulps        counts by distance: key 0 none, 1, 2, 4, ... the largest distance of its class
     largest     the largest absolute and relative difference of finite values, the largest distance
     not_finite  how many are NaN or infinite on one side alone
-    rows        which rows of the matrices differ: by (matrix, row), the first few
+    places      indices of the first few that differ
     """
 
     elements: int = 0
@@ -69,18 +81,25 @@ class Difference:
     places: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, region: Region, a: ndarray, b: ndarray) -> None:
-        """Take in a region."""
-        self.elements += a.size
-        unequal = bits(a) != bits(b)
-        number = int(np.count_nonzero(unequal))
-        self.ulps[0] = self.ulps.get(0, 0) + a.size - number
-        if not number:
-            return
-        self.differing += number
-        start = [one[0] for one in region]
-        for place in np.argwhere(unequal)[: MOST_PLACES - len(self.places)]:
-            self.places.append(tuple(int(s + i) for s, i in zip(start, place, strict=True)))
-        one, other = a[unequal], b[unequal]
+        """Take in a region, a piece at a time: what is computed of one is several times its size."""
+        one, other = a.reshape(-1), b.reshape(-1)
+        for start in range(0, one.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            unequal = np.flatnonzero(bits(one[piece]) != bits(other[piece]))
+            self.elements += len(one[piece])
+            self.ulps[0] = self.ulps.get(0, 0) + len(one[piece]) - len(unequal)
+            if len(unequal):
+                self._place(region, a.shape, start + unequal[: MOST_PLACES - len(self.places)])
+                self._add(one[piece][unequal], other[piece][unequal])
+
+    def _place(self, region: Region, shape: Shape, flat: ndarray) -> None:
+        corner = [first for first, _ in region]
+        for place in zip(*np.unravel_index(flat, shape), strict=True):
+            self.places.append(tuple(int(c + i) for c, i in zip(corner, place, strict=True)))
+
+    def _add(self, one: ndarray, other: ndarray) -> None:
+        """Take in values that differ."""
+        self.differing += len(one)
         wide, wider = one.astype(np.float64), other.astype(np.float64)
         finite = np.isfinite(wide) & np.isfinite(wider)
         self.not_finite += int(np.count_nonzero(np.isfinite(wide) != np.isfinite(wider)))
@@ -111,9 +130,11 @@ class Difference:
         }
 
 
-def difference(a: Checkpoint, b: Checkpoint, name: str, budget: working.Budget) -> Difference:
-    """Return how a tensor of one shape differs between two sides. Errors: UsageError."""
+def difference(
+    a: Checkpoint, b: Checkpoint, name: str, budget: working.Budget, declared: str | None = None
+) -> Difference:
+    """Return how a tensor of one shape differs, after the declared cast. Errors: UsageError."""
     found = Difference()
-    for region, one, other in together(a, b, name, budget):
+    for region, one, other in together(a, b, name, budget, declared=declared):
         found.add(region, one, other)
     return found
