@@ -267,6 +267,40 @@ def test_other_conversions_do_not_go_on_with_it(tmp_path, run):
     refused(run(*arguments, "t5x"), "there.partial", "no there.journal beside it")
 
 
+def test_files_of_others_are_not_taken_for_ours(tmp_path, run):
+    folder(tmp_path / "source")
+    notes, partial = tmp_path / "notes.journal", tmp_path / "more.partial"
+    notes.write_text("my own notes\n")
+    partial.mkdir()
+    (partial / "own.py").write_text("pass")
+    ask = ("convert", tmp_path / "source")
+    refused(
+        run(*ask, tmp_path / "notes", "--to", "hf"), "notes.journal", "no journal of a conversion"
+    )
+    refused(run(*ask, tmp_path / "more", "--to", "hf"), "more.partial", "remove it")
+    assert notes.read_text() == "my own notes\n"
+
+
+def test_shards_of_another_size_are_another_conversion(tmp_path):
+    folder(tmp_path / "source")
+    source = opening.open_checkpoint(tmp_path / "source")
+    plans = [planning.plan(source, "hf", shard_size=size).identity() for size in (20_000, 30_000)]
+    assert plans[0] != plans[1]
+
+
+def test_a_named_configuration_stands_above_what_lies_there(tmp_path):
+    folder(tmp_path / "source", replace(DISTINCT, expert_mlp_dim=None))
+    converted(tmp_path / "source", tmp_path / "hf", "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 2, "head_dim": 16})
+    )
+    named = str(tmp_path / "source" / "config.json")
+    converted(tmp_path / "hf", tmp_path / "again", "hf", config=named)
+    told = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (told["num_attention_heads"], told["head_dim"]) == (4, 8)
+
+
 def test_two_conversions_do_not_write_one_target(tmp_path, run):
     folder(tmp_path / "source")
     plan = planning.plan(opening.open_checkpoint(tmp_path / "source"), "hf")

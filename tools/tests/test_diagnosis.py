@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import corruptions
 import numpy as np
 import pytest
@@ -62,6 +64,48 @@ def test_two_bugs_in_one_tensor_are_both_named():
     found = compared(DISTINCT, weights, corruption.make(dict(weights), DISTINCT)).findings
     assert [one.cause for one in found] == ["experts permuted", "gate halves swapped"]
     assert [one.where for one in found] == ["experts 1, 3", ""]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_noise_is_no_factor(dtype):
+    weights, draws = WEIGHTS["square"], np.random.default_rng(5)
+    noisy = {
+        name: (one * (1 + 0.003 * draws.standard_normal(one.shape))).astype(stored.DTYPES[dtype])
+        for name, one in weights.items()
+    }
+    found = compared(SQUARE, weights, noisy, None if dtype == "float32" else dtype).findings
+    assert {one.cause for one in found} <= {"another model", "stale", "sparse corruption"}
+    assert not any(one.exact for one in found)
+
+
+def test_a_shape_that_nothing_explains_ends_in_a_finding():
+    weights = WEIGHTS["distinct"]
+    for name, change in (
+        (corruptions.DENSE_GATE, lambda x: x[:, :-1]),
+        (corruptions.HEAD, lambda x: x[:, :0]),
+        (corruptions.NORM, lambda x: x[:0]),
+    ):
+        target = {**weights, name: np.ascontiguousarray(change(weights[name]))}
+        found = compared(DISTINCT, weights, target).findings
+        assert {name for one in found for name in one.tensors} == {name}
+
+
+def test_heads_of_keys_are_fewer():
+    model = replace(DISTINCT, num_kv_heads=2)
+    weights = trained(model)
+    keys = weights[corruptions.KEY]
+    turned = keys.reshape(len(keys), 2, 2, -1).swapaxes(2, 3).reshape(keys.shape)
+    (found,) = compared(model, weights, {**weights, corruptions.KEY: turned}).findings
+    assert found.cause == "rotary interleaved"
+    assert "(the model has" not in found.text
+
+
+def test_a_cast_that_was_not_declared_is_a_difference():
+    weights = WEIGHTS["distinct"]
+    narrow = {name: one.astype(stored.DTYPES["bfloat16"]) for name, one in weights.items()}
+    found = compared(DISTINCT, weights, narrow)
+    assert [one.verdict for one in found.verdicts] == ["differs"] * 3
+    assert {one.cause for one in found.findings} == {"dtype", "rounded to bfloat16"}
 
 
 def test_values_that_come_twice_do_not_deceive():

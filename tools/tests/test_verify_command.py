@@ -264,6 +264,41 @@ def test_without_a_configuration_the_function_is_not_judged(run, pair):
     assert run("verify", *pair, "--functional").code == 2
 
 
+def test_experts_that_are_missing_or_odd_are_named(run, tmp_path):
+    source = made(tmp_path / "source")
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    for number, (change, cause) in enumerate(
+        {
+            "dropped": (lambda w: w.pop(name), "expert dropped (experts 2)"),
+            "turned": (lambda w: w.update({name: w[name].T.copy()}), "transposed (experts 2)"),
+            "narrow": (lambda w: w.update({name: w[name].astype(np.float16)}), "dtype (experts 2)"),
+        }.values()
+    ):
+        target = converted(source, tmp_path / f"there{number}", "hf", names="per_expert")
+        changed(target, change)
+        found = run("verify", source, target)
+        assert found.code == 1
+        assert f"1. {cause}" in found.stdout
+
+
+def test_what_is_not_finite_is_a_verdict_and_no_end(run, pair):
+    changed(pair[1], lambda w: w.update({"lm_head.weight": w["lm_head.weight"] * np.nan}))
+    found = run("verify", *pair)
+    assert found.code == 1
+    assert "1. not finite" in found.stdout
+    assert "functional  incomplete  cannot be run" in found.stdout
+
+
+def test_a_name_is_no_markup(run, pair):
+    config = pair[1] / "config.json"
+    fields = json.loads(config.read_text()) | {"num_hidden_layers": 12}
+    config.write_text(json.dumps(fields))
+    (pair[1] / "openmoe.json").write_text(
+        json.dumps(asdict(replace(DISTINCT, name="[/b]", num_layers=9)))
+    )
+    assert "[/b]" in run("verify", *pair, *QUICK).stdout
+
+
 # ---- certificates --------------------------------------------------------------------------------
 
 
@@ -323,14 +358,29 @@ def test_a_certificate_of_a_difference_certifies_none(run, tmp_path, pair):
         (lambda c: c.update(predicateType="other"), "no certificate of this kind"),
         (lambda c: c["predicate"].pop("source"), "lacks 'source'"),
         (lambda c: c["predicate"]["verdicts"]["bitwise"].update(verdict="perhaps"), "verdict"),
+        (lambda c: c["predicate"].update(verdicts={}), "verdicts"),
+        (lambda c: c["predicate"]["verdicts"]["numeric"].pop("summary"), "lacks 'summary'"),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_a_certificate_that_was_changed_is_refused(complains, pair, certified, change, words):
     content = json.loads(certified.read_text())
     change(content)
     certified.write_text(json.dumps(content))
     complains("verify", "--certificate", certified, pair[1], words=["certificate.json", words])
+
+
+def test_a_certificate_that_leaves_a_tier_open_is_incomplete(run, pair, certified):
+    content = json.loads(certified.read_text())
+    content["predicate"]["verdicts"]["functional"]["verdict"] = "incomplete"
+    certified.write_text(json.dumps(content))
+    assert run("verify", "--certificate", certified, pair[1]).code == 2
+
+
+def test_a_certificate_is_not_written_over(complains, pair, certified):
+    ask = ("verify", "--certificate", certified, pair[1])
+    complains(*ask, "--json", certified, words=["which is read"])
+    complains(*ask, "--html", "page.html", words=["--html", "--certificate"])
 
 
 # ---- digests, extras, wrong requests -------------------------------------------------------------

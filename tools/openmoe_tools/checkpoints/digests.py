@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,17 @@ def all_digests(
     checkpoint: Checkpoint,
     budget: working.Budget,
     *,
+    names: Iterable[str] | None = None,
     casts: Callable[[str], tuple[str, ...]] = lambda _: (),
     done: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Digest]:
-    """Return the digests of all tensors by name, the largest ones begun first. Errors: UsageError."""
-    names = sorted(checkpoint.tensors, key=lambda name: -checkpoint.size(name))
+    """Return the digests of tensors by name, by default of all, the largest ones begun first.
+
+    Errors: UsageError.
+    """
+    asked = checkpoint.tensors if names is None else names
     made = working.each(
-        names,
+        sorted(asked, key=lambda name: -checkpoint.size(name)),
         lambda name: digest(checkpoint, name, budget, casts=casts(name)),
         budget=budget,
         need=lambda name: working.need_of(checkpoint, name, budget),

@@ -14,7 +14,7 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.layouts import PORT_FIELDS
 from openmoe_spec.parameters import parameters
 from openmoe_tools import models
-from openmoe_tools.checkpoints.containers.opening import Checkpoint
+from openmoe_tools.checkpoints.containers.opening import RUN_STEPS, Checkpoint
 
 CONFIG, OWN_CONFIG = models.CONFIG, models.OWN_CONFIG
 TOKENIZERS = (
@@ -73,21 +73,21 @@ def unlike(one: Configuration | None, other: Configuration | None) -> list[str]:
 
 
 def _levels(checkpoint: Checkpoint) -> list[Path]:
-    """Return the folders that may hold what goes with a checkpoint, from its own outwards."""
+    """Return the folders that may hold what goes with a checkpoint: its own, its step's, its run's."""
     path = checkpoint.reader.path.absolute()
-    return [path.parent] if path.is_file() else [path, *path.parents[:3]]
+    own = path.parent if path.is_file() else path
+    runs = [one for one in own.parents[:3] if (one / RUN_STEPS) in own.parents]
+    return [own, *([own.parent] if runs else []), *runs]
 
 
 def _beside(checkpoint: Checkpoint) -> Configuration | None:
     """Return the configuration of a file beside the tensors, or of a run's step."""
-    for number, folder in enumerate(_levels(checkpoint)):
-        if number < 2 and (folder / _SETTINGS).is_file():
+    for folder in _levels(checkpoint)[:2]:
+        if (folder / _SETTINGS).is_file():
             return _of_step(folder / _SETTINGS)
-        if number == 0 or folder.name == checkpoint.path.name:
-            for name in (OWN_CONFIG, CONFIG):
-                if (folder / name).is_file():
-                    return models.configuration(str(folder))
-    return None
+    own = _levels(checkpoint)[0]
+    is_there = any((own / name).is_file() for name in (OWN_CONFIG, CONFIG))
+    return models.configuration(str(own)) if is_there else None
 
 
 def _of_step(file: Path) -> Configuration:
@@ -119,31 +119,37 @@ def tokenizers(checkpoint: Checkpoint) -> list[Path]:
 
 
 def files(
-    checkpoint: Checkpoint, model: Configuration | None, to: str, dtype: str
+    checkpoint: Checkpoint, model: Configuration | None, to: str, dtype: str, *, given: bool = False
 ) -> dict[str, bytes]:
     """Return the files that go along with a conversion, by name.
 
-    to     the container: `hf` gets the port's `config.json`, others ours
+    to     the container: `hf` and `per_expert` get the port's `config.json`, others ours
     dtype  the weights' dtype in the copy
+    given  the configuration was named, and stands above what lies with the source
     """
     made = {path.name: path.read_bytes() for path in tokenizers(checkpoint)}
     theirs = _port_config(checkpoint)
-    if to != "hf":
-        if theirs is not None:
-            made[CONFIG] = _json(theirs)
-        elif model is not None:
-            made[CONFIG] = _json(asdict(model))
-        if theirs is not None and model is not None and not _is_told(model, theirs):
-            made[OWN_CONFIG] = _json(asdict(model))
-        return made
-    if theirs is None:
-        if model is None:
+    if theirs is not None and given and model is not None:
+        theirs |= {key: value for key, value in port_config(model).items() if key not in _PROGRAM}
+    if to in {"hf", "per_expert"}:
+        if theirs is None and model is not None:
+            theirs = port_config(model)
+        if theirs is None:
             return made
-        theirs = port_config(model)
-    made[CONFIG] = _json(theirs | {"torch_dtype": dtype})
-    if model is not None and not _is_told(model, theirs):
+        theirs = theirs | {"torch_dtype": dtype}
+        if to == "per_expert":  # what they name is a program whose experts are stacked
+            theirs = {key: value for key, value in theirs.items() if key not in _PROGRAM}
+    if theirs is not None:
+        made[CONFIG] = _json(theirs)
+    elif model is not None:
+        made[CONFIG] = _json(asdict(model))
+    if theirs is not None and model is not None and not _is_told(model, theirs):
         made[OWN_CONFIG] = _json(asdict(model))
     return made
+
+
+_PROGRAM = ("architectures", "auto_map")
+"""Keys of a `config.json` that name a program."""
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -52,6 +53,10 @@ class SafetensorsWriter:
             try:
                 _at(descriptor, header, 0)
                 os.truncate(descriptor, size)
+                with contextlib.suppress(
+                    OSError
+                ):  # a file system that cannot: the room is not kept
+                    os.posix_fallocate(descriptor, 0, size)
             finally:
                 os.close(descriptor)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__, places
@@ -91,9 +92,12 @@ def convert(request: Request) -> int:
 
 def _size(text: str) -> int:
     try:
-        return working.size_of(text)
+        found = working.size_of(text)
     except ValueError as error:
         raise UsageError(f"--shard-size {text}: is no size; write it as 5GB") from error
+    if not found:
+        raise UsageError(f"--shard-size {text}: must be more than nothing")
+    return found
 
 
 def _source(request: Request) -> Checkpoint:
@@ -188,9 +192,8 @@ def _tensors(plan: Plan, to: Console) -> None:
         parts = [part.theirs for one in names for part in plan.places[one].parts]
         size = sum(plan.tensors[one].size for one in parts) / 1e6
         number = str(len(names)) if "layers_i" in name else ""
-        table.add_row(
-            name, number, there.removeprefix("model."), done, shape, dtype, f"{size:,.1f}"
-        )
+        cells = (name, number, there.removeprefix("model."), done, shape, dtype, f"{size:,.1f}")
+        table.add_row(*map(Text, cells))
     to.print(table)
 
 

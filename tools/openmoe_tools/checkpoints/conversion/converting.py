@@ -22,7 +22,7 @@ from openmoe_tools.checkpoints import digests, working
 from openmoe_tools.checkpoints.containers.opening import Checkpoint, open_checkpoint
 from openmoe_tools.checkpoints.containers.regions import apply, blocks
 from openmoe_tools.checkpoints.containers.stored import DTYPES, extent
-from openmoe_tools.checkpoints.containers.writers import chunk_of, sync
+from openmoe_tools.checkpoints.containers.writers import chunk_of, sync, write_file
 from openmoe_tools.checkpoints.conversion import journal
 from openmoe_tools.checkpoints.conversion.planning import Plan
 from openmoe_tools.checkpoints.digests import Hasher, cast
@@ -76,7 +76,7 @@ def convert(
             done=lambda name: written(plan_.source.size(name)),
         )
         for file, content in plan_.files.items():
-            (partial / file).write_bytes(content)
+            write_file(partial / file, content)
         plan_.writer.close()
         expected = note.digests
         _reread(partial, expected, budget, reread)

@@ -14,6 +14,7 @@ from typing import Any
 from openmoe_conformance.outcome import UsageError
 
 PARTIAL, JOURNAL = ".partial", ".journal"
+_PLAN = '{"plan": "'
 
 
 class Note:
@@ -40,10 +41,8 @@ def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]
     Errors: UsageError where it is another plan's, or another process holds it.
     """
     path, partial = target.with_name(target.name + JOURNAL), target.with_name(target.name + PARTIAL)
-    if partial.exists() and not path.exists():
-        raise UsageError(f"{partial}: is there, and no {path.name} beside it; remove it")
     try:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
     with file:
@@ -52,7 +51,14 @@ def opened(target: Path, identity: str) -> Iterator[tuple[dict[str, str], Note]]
         except OSError as error:
             raise UsageError(f"{path}: another conversion is writing {target.name}") from error
         file.seek(0)
-        begun, done, good = _entries(file.read())
+        text = file.read()
+        begun, done, good = _entries(text)
+        if begun is None and text and not text.startswith(_PLAN) and not _PLAN.startswith(text):
+            raise UsageError(
+                f"{path}: is there, and no journal of a conversion; name another target"
+            )
+        if begun is None and partial.exists() and any(partial.iterdir()):
+            raise UsageError(f"{partial}: is there, and no {path.name} beside it; remove it")
         file.truncate(good)  # a torn line must not become part of the next
         if begun is None or not partial.exists():
             file.truncate(0)
@@ -80,9 +86,11 @@ def _entries(text: str) -> tuple[str | None, dict[str, str], int]:
             break
         if not line.endswith("\n") or not isinstance(entry, dict):
             break
-        if "plan" in entry:
+        if begun is None and set(entry) == {"plan"}:
             begun = str(entry["plan"])
-        else:
+        elif begun is not None and set(entry) == {"tensor", "digest"}:
             done[str(entry["tensor"])] = str(entry["digest"])
+        else:
+            break
         good += len(line.encode())
     return begun, done, good

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,24 +52,18 @@ class Plan:
 
     def identity(self) -> str:
         """Return a digest of all that decides what is written, and of the source as it is now."""
-        reader = self.source.reader
-        stored = [
-            (one.name, one.shape, one.dtype, one.place, _stamp(reader.path, one.place))
-            for one in reader.tensors.values()
-        ]
         told = {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
         outs = [(name, out.shape, out.dtype) for name, out in self.tensors.items()]
-        return hashlib.sha256(repr((stored, outs, self.to, told)).encode()).hexdigest()
+        places = getattr(self.writer, "place", None)  # of shards: their size is part of it
+        said = (_stamps(self.source.reader.path), outs, places, self.to, told)
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def _stamp(path: Path, place: str) -> tuple[int, int]:
-    """Return size and time of change of what holds a tensor, 0 where it is a store's inside."""
-    folder = path.parent if path.is_file() else path
-    try:
-        found = (folder / place).stat()
-    except OSError:
-        found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Return size and time of change of each file of a source."""
+    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    stats = [(one, one.stat()) for one in found]
+    return [(os.fspath(one), stat.st_size, stat.st_mtime_ns) for one, stat in stats]
 
 
 def plan(
@@ -105,6 +100,9 @@ def plan(
         raise Unreadable(
             f"{source.path}: lacks the output projection, {structure.HEAD}; --force goes on without"
         )
+    empty = [name for name, placed in source.tensors.items() if 0 in placed.shape]
+    if empty:
+        raise Unreadable(f"{source.path}: {empty[0]} is empty, which no tensor of a model is")
     chosen = layout(names if to == "hf" else "t5x")
     shapes = {name: placed.shape for name, placed in source.tensors.items()}
     places = place(chosen, shapes)
@@ -121,7 +119,9 @@ def plan(
             f"{source.path}: {wrong}; name its own with --config, or go on with --force"
         )
     kinds = set(dtypes.values())
-    files = settings.files(source, model, to, kinds.pop() if len(kinds) == 1 else "float32")
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    form = names if names == "per_expert" and to == "hf" else to
+    files = settings.files(source, model, form, dtype, given=config is not None)
     writer: Writer
     if to == "hf":
         writer = SafetensorsWriter(tensors, names, shard_size)

@@ -66,7 +66,7 @@ def _scaled(a: Matrix, b: Matrix) -> Cause | None:
             text = f"is the source's times {_number(factor, b.dtype)}"
             return Cause("constant factor", text, _CONSTANTS, exact=exact)
     term = float((other - one).mean())
-    if term:
+    if abs(term) > _TELLING * _precision(b.dtype) * float(np.abs(one).max()):
         exact = _fit(a, b, lambda rows, _: rows + term)
         if exact is not None:
             fix = "an OpenMoE norm multiplies by its scale, and not by 1 + scale (LAYER-03)"

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec.config import Configuration
-from openmoe_spec.dialects import choices
-from openmoe_spec.errors import RejectedError
 from openmoe_tools.checkpoints import loading, settings
 from openmoe_tools.checkpoints.containers.opening import Checkpoint
+from openmoe_tools.checkpoints.containers.stored import Unreadable
 from openmoe_tools.checkpoints.function import functional, probes
 from openmoe_tools.checkpoints.function.result import Functional
 from openmoe_tools.checkpoints.function.sides import Recorded, Side, read_recorded
+from openmoe_tools.checkpoints.verification import structure
 from openmoe_tools.checkpoints.verification.comparing import Comparison, elements
 from openmoe_tools.checkpoints.verification.findings import (
     BITWISE,
@@ -56,7 +56,10 @@ def judge(request: Request, found: Comparison, model: Configuration | None, to: 
             return Verdict(FUNCTIONAL, INCOMPLETE, reason), [], None
         return Verdict(FUNCTIONAL, NOT_RUN, reason), [], None
     assert model is not None
-    made = _run(request, found, model, to)
+    try:
+        made = _run(request, found, model, to)
+    except Unreadable as error:  # what the other tiers found is told all the same
+        return Verdict(FUNCTIONAL, INCOMPLETE, f"cannot be run: {error}"), [], None
     summary = _summary(made)
     findings = []
     if made.verdict != HOLDS:
@@ -83,6 +86,12 @@ def _reason(found: Comparison, model: Configuration | None, *, asked: bool) -> s
     if model is None:
         return "no configuration is known; name it with --config"
     for one, side in ((found.a, "source"), (found.b, "target")):
+        apart = structure.broken(one)
+        if apart:
+            return f"the {side} cannot be run: {next(iter(apart.values())).text}"
+        wide = [name for name in one.tensors if one.dtype(name) not in loading.DTYPES]
+        if wide:
+            return f"the {side} is {one.dtype(wide[0])}, and {', '.join(loading.DTYPES)} are run"
         wrong = settings.mismatch(one, model)
         if wrong is not None:
             return f"the {side} cannot be run: {wrong}"
@@ -97,11 +106,6 @@ def _same_weights(found: Comparison) -> bool:
 
 
 def _run(request: Request, found: Comparison, model: Configuration, to: Console) -> Functional:
-    try:
-        for name in (request.dialect, request.target_dialect or request.dialect):
-            choices(name)
-    except RejectedError as error:
-        raise UsageError(f"--dialect: {error}") from error
     say(to, "running both models on probes ...", "dim")
     a = Side(loading.weights(found.a), request.dialect, request.implementation)
     if request.outputs is not None:

@@ -20,7 +20,7 @@ from openmoe_spec.layouts import LAYOUTS
 from openmoe_tools.checkpoints.containers.opening import Checkpoint
 from openmoe_tools.checkpoints.digests import Digest
 from openmoe_tools.checkpoints.verification.comparing import Comparison
-from openmoe_tools.checkpoints.verification.findings import VERDICTS, Verdict
+from openmoe_tools.checkpoints.verification.findings import BITWISE, HOLDS, TIERS, VERDICTS, Verdict
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:openmoe-spec:conversion-certificate:1"
@@ -98,11 +98,29 @@ def read(path: Path) -> dict[str, Any]:
                 )
         if content["subject"][0]["digest"]["sha256"] != predicate[TARGET]["model_digest"]:
             raise UsageError(f"{path}: its subject is not its target; it was changed")
-        if any(one["verdict"] not in VERDICTS for one in predicate["verdicts"].values()):
-            raise UsageError(f"{path}: has a verdict that there is not")
+        stated = predicate["verdicts"]
+        if set(stated) != set(TIERS) or any(
+            one["verdict"] not in VERDICTS or not isinstance(one["summary"], str)
+            for one in stated.values()
+        ):
+            raise UsageError(f"{path}: must have one of the verdicts on each of {', '.join(TIERS)}")
+        _require_agreement(path, predicate)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise UsageError(f"{path}: lacks {error} of a certificate") from error
     return dict(predicate)
+
+
+def _require_agreement(path: Path, predicate: Mapping[str, Any]) -> None:
+    """Refuse verdicts that the digests speak against."""
+    if predicate["verdicts"][BITWISE]["verdict"] != HOLDS or predicate["cast"] is not None:
+        return
+    source, target = (predicate[side]["tensors"] for side in (SOURCE, TARGET))
+    for name in source.keys() & target.keys():
+        one, other = source[name], target[name]
+        if one["dtype"] == other["dtype"] and one["sha256"] != other["sha256"]:
+            raise UsageError(
+                f"{path}: says that all bits are the same, and digests of {name} differ"
+            )
 
 
 def discrepancies(

@@ -78,10 +78,11 @@ def compare(
     found = structure.compare(a, b, cast, models)
     heads = next(((m.num_heads, m.key_value_heads) for m in models if m is not None), None)
     digests = _digests(a, b, budget, cast, to)
-    shared = [name for name in a.tensors if name in b.tensors]
+    broken = {**structure.broken(a), **structure.broken(b)}
+    shared = [name for name in a.tensors if name in b.tensors and name not in broken]
     differing = [name for name in shared if not _equal(digests, name, cast)]
     alike = [name for name in differing if a.tensors[name].shape == b.tensors[name].shape]
-    differences = _differences(a, b, alike, budget, cast, to)
+    differences = _differences(a, b, alike, budget, cast, to=to)
     # What differs by its dtype alone differs in no value: the structure says so.
     valued = [name for name in alike if differences[name].differing]
     apart = [name for name in differing if name not in alike]
@@ -102,17 +103,21 @@ def _digests(
 ) -> tuple[dict[str, Digest], dict[str, Digest]]:
     """Return both sides' digests, the source's in every dtype that the target has it in."""
     wanted = {cast} if cast else set()
-    wanted |= {b.dtype(name) for name in b.tensors}
+    whole = {
+        id(side): [name for name in side.tensors if name not in structure.broken(side)]
+        for side in (a, b)
+    }
+    wanted |= {b.dtype(name) for name in whole[id(b)]}
 
     def casts(name: str) -> tuple[str, ...]:
         own = a.dtype(name)
         return tuple(sorted(one for one in wanted if one != own and one in NARROWER.get(own, ())))
 
-    total = sum(one.size(name) for one in (a, b) for name in one.tensors)
+    total = sum(one.size(name) for one in (a, b) for name in whole[id(one)])
     with working.bar(to, "digests", total) as moved:
         return (
-            all_digests(a, budget, casts=casts, done=moved),
-            all_digests(b, budget, done=moved),
+            all_digests(a, budget, names=whole[id(a)], casts=casts, done=moved),
+            all_digests(b, budget, names=whole[id(b)], done=moved),
         )
 
 
@@ -127,7 +132,7 @@ def _equal(
 
 
 def _differences(
-    a: Checkpoint, b: Checkpoint, names: list[str], budget: Budget, cast: str | None, to: Console
+    a: Checkpoint, b: Checkpoint, names: list[str], budget: Budget, cast: str | None, *, to: Console
 ) -> dict[str, Difference]:
     def need(name: str) -> int:
         return sum(working.need_of(one, name, budget) for one in (a, b))
@@ -163,7 +168,7 @@ def _bitwise(
         text = f"{len(differing)} of {len(shared)} tensors differ"
         return Verdict(BITWISE, DIFFERS, text, numbers)
     if len(shared) < max(len(a.tensors), len(b.tensors)):
-        text = f"{len(shared)} tensors are the same, the others are on one side alone"
+        text = f"{len(shared)} tensors are the same, the others are on one side alone, or not whole"
         return Verdict(BITWISE, INCOMPLETE, text, numbers)
     how = f" after the declared cast to {cast}" if cast else ""
     return Verdict(BITWISE, HOLDS, f"all {number:,} values are the same{how}, bit for bit", numbers)

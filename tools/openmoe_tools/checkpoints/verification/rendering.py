@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openmoe_conformance.report_junit import printable
 from openmoe_tools.checkpoints.verification.findings import (
@@ -44,7 +45,7 @@ def terminal(report: Mapping[str, Any], to: Console) -> None:
         table.add_column(name, no_wrap=bool(name), overflow="fold")
     for one in report["verdicts"]:
         style = _STYLE.get(one["verdict"], "dim")
-        table.add_row(one["tier"], one["verdict"], one["summary"], style=style)
+        table.add_row(*(Text(one[name]) for name in ("tier", "verdict", "summary")), style=style)
     to.print(table)
     for number, one in enumerate(report["findings"], 1):
         say(to, f"\n{number}. {one['cause']}{_behind(one)}", "bold")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from openmoe_spec.config import Configuration
 from openmoe_tools.checkpoints import settings
 from openmoe_tools.checkpoints.containers.opening import Checkpoint
-from openmoe_tools.checkpoints.verification.findings import STRUCTURE, Finding, folded
+from openmoe_tools.checkpoints.verification.findings import STRUCTURE, Finding, folded, ranges
 
 HEAD, EMBEDDING = "decoder/logits_dense/kernel", "token_embedder/embedding"
 PADDED, USED = 256384, 256300
@@ -35,6 +37,43 @@ def compare(
     return found
 
 
+def broken(one: Checkpoint) -> dict[str, Finding]:
+    """Return the tensors of a side that cannot be put together, with what is wrong: the experts of
+    openmoe-pt's layout are tensors of their own, and may be missing, misshaped or of several dtypes.
+    """
+    found = {}
+    for name, placed in one.tensors.items():
+        if placed.parts[0].matrix is None:
+            continue
+        number, there = placed.shape[0], {part.matrix: part.theirs for part in placed.parts}
+        stored = one.reader.tensors
+        lacking = sorted(set(range(number)) - {e for e in there if e is not None})
+        shapes = Counter(stored[theirs].shape for theirs in there.values())
+        dtypes = Counter(stored[theirs].dtype for theirs in there.values())
+        usual = shapes.most_common(1)[0][0], dtypes.most_common(1)[0][0]
+        odd = [e for e, theirs in there.items() if stored[theirs].shape != usual[0]]
+        if lacking:
+            where = f"experts {ranges(lacking)}"
+            text = f"{where} are not there, and expert {number - 1} is"
+            found[name] = _broken("expert dropped", name, where, text, "write all experts")
+        elif odd:
+            where = f"experts {ranges(e for e in odd if e is not None)}"
+            shape = stored[there[odd[0]]].shape
+            cause = "transposed" if shape == usual[0][::-1] else "shape"
+            text = f"{where} have shape {list(shape)}, the others {list(usual[0])}"
+            found[name] = _broken(cause, name, where, text, "transpose each expert once")
+        elif len(dtypes) > 1:
+            odd = [e for e, theirs in there.items() if stored[theirs].dtype != usual[1]]
+            where = f"experts {ranges(e for e in odd if e is not None)}"
+            text = f"{where} have another dtype than the others, {usual[1]}"
+            found[name] = _broken("dtype", name, where, text, "write all experts with one dtype")
+    return found
+
+
+def _broken(cause: str, name: str, where: str, text: str, fix: str) -> Finding:
+    return Finding(STRUCTURE, cause, (name,), where, text, fix)
+
+
 def _own(one: Checkpoint, side: str) -> Iterator[Finding]:
     """Yield what is wrong with a side by itself."""
     is_source = side == "the source"
@@ -52,8 +91,12 @@ def _own(one: Checkpoint, side: str) -> Iterator[Finding]:
                 STRUCTURE, cause, (name,), side, f"{name}, shape {shape}, of {side} {told}",
                 "remove it, or say what it is: no rule of the mapping names it",
             )  # fmt: skip
+    apart = broken(one)
+    for found in apart.values():
+        yield replace(found, text=f"{side}: {found.text}")
     for problem in one.found.problems:
-        yield Finding(STRUCTURE, "inconsistent", (), side, f"{side}: {problem}")
+        if problem.split(":")[0] not in apart:
+            yield Finding(STRUCTURE, "inconsistent", (), side, f"{side}: {problem}")
 
 
 def _sides(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
@@ -103,8 +146,9 @@ def _is_of(name: str, kind: str) -> bool:
 
 def _tensors(a: Checkpoint, b: Checkpoint, cast: str | None) -> Iterator[Finding]:
     dtypes: dict[tuple[str, str], list[str]] = {}
+    apart = {**broken(a), **broken(b)}
     for name in a.tensors:
-        if name not in b.tensors:
+        if name not in b.tensors or name in apart:
             continue
         ours, theirs = a.tensors[name].shape, b.tensors[name].shape
         if ours != theirs:

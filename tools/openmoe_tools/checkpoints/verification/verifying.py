@@ -16,6 +16,8 @@ from rich.console import Console
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
+from openmoe_spec.dialects import choices
+from openmoe_spec.errors import RejectedError
 from openmoe_tools import files
 from openmoe_tools.checkpoints import digests, settings, working
 from openmoe_tools.checkpoints.containers.opening import Checkpoint, open_checkpoint
@@ -23,7 +25,6 @@ from openmoe_tools.checkpoints.verification import certificate, comparing, rende
 from openmoe_tools.checkpoints.verification.comparing import Comparison
 from openmoe_tools.checkpoints.verification.findings import (
     DIFFERS,
-    HOLDS,
     INCOMPLETE,
     NOT_RUN,
     Finding,
@@ -35,6 +36,8 @@ from openmoe_tools.checkpoints.working import Budget
 from openmoe_tools.terminal import console, say
 
 SCHEMA = "openmoe-verification/1"
+INCOMPLETE_CODE = 2
+IMPLEMENTATIONS = ("reference", "production")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Request:
 
 def verify(request: Request) -> int:
     """Compare two checkpoints, print and write what was found; return 0, 1 or 2. Errors: UsageError."""
-    read = (request.source, request.target)
+    read = (request.source, request.target, request.certificate, request.outputs)
     files.writable(
         request.json, request.junit, request.html, request.certify, request.probes, read=read
     )
@@ -77,6 +80,7 @@ def verify(request: Request) -> int:
         raise UsageError(
             "verify: takes two checkpoints, SOURCE and TARGET; with --certificate one will do"
         )
+    _require_runnable(request)
     if request.cast is not None:
         digests.require_weights(request.cast, f"--cast {request.cast}")
     budget = Budget.of(working.memory(request.memory), request.jobs)
@@ -106,6 +110,25 @@ def verify(request: Request) -> int:
     write(request.html, lambda: rendering.page(report))
     write(request.certify, lambda: _json(certificate.certify(found, verdicts)))
     return int(report["exit_code"])
+
+
+def _require_runnable(request: Request) -> None:
+    """Refuse what the functional tier would, before hours are spent on the others. Errors: UsageError."""
+    if request.implementation not in IMPLEMENTATIONS:
+        names = ", ".join(IMPLEMENTATIONS)
+        raise UsageError(f"--implementation {request.implementation}: must be one of {names}")
+    for option, name in (
+        ("--dialect", request.dialect),
+        ("--target-dialect", request.target_dialect),
+    ):
+        try:
+            choices(name or request.dialect)
+        except RejectedError as error:
+            raise UsageError(f"{option}: {error}") from error
+    if request.outputs is not None and not request.outputs.is_file():
+        raise UsageError(
+            f"{request.outputs}: is no file; --outputs takes an npz of input_ids and logits"
+        )
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -152,7 +175,9 @@ def side(one: Checkpoint, digest: str) -> dict[str, Any]:
         "step": one.step,
         "tensors": len(one.tensors),
         "parameters": sum(comparing.elements(one, name) for name in one.tensors),
-        "dtypes": sorted({one.dtype(name) for name in one.tensors}),
+        "dtypes": sorted(
+            {one.reader.tensors[p.theirs].dtype for t in one.tensors.values() for p in t.parts}
+        ),
         "model_digest": digest,
         "state": len(one.state),
         "notes": list(one.notes),
@@ -181,6 +206,17 @@ def line(verdicts: list[Verdict], findings: list[Finding]) -> str:
 def _recheck(request: Request) -> int:
     """Say whether the files are those that a certificate speaks of; return 0, 1 or 2."""
     assert request.certificate is not None
+    unused: dict[str, object] = {
+        "--html": request.html,
+        "--junit": request.junit,
+        "--certify": request.certify,
+    }
+    unused |= {"--cast": request.cast, "--probes": request.probes, "--outputs": request.outputs}
+    given = [name for name, value in unused.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]}: does not go with --certificate, which compares digests alone"
+        )
     predicate = certificate.read(request.certificate)
     budget = Budget.of(working.memory(request.memory), request.jobs)
     to = console()
@@ -204,11 +240,13 @@ def _recheck(request: Request) -> int:
         say(to, f"certified {tier}: {one['verdict']}. {one['summary']}")
     if not own:
         say(to, "note: the mapping has changed since; digests do not depend on it", "yellow")
-    held = all(one["verdict"] in {HOLDS, NOT_RUN} for one in stated.values())
-    code = 1 if wrong or not held else 0
+    said = {one["verdict"] for one in stated.values()}
+    code = 1 if wrong or DIFFERS in said else 2 if INCOMPLETE in said else 0
     if wrong:
         text = f"{rendering.WORDS[1]}: the files are not those of the certificate"
-    elif not held:
+    elif code == INCOMPLETE_CODE:
+        text = f"{rendering.WORDS[2]}: the files are those of the certificate, which leaves a tier open"
+    elif code:
         text = (
             f"{rendering.WORDS[1]}: the files are those of the certificate, and it says they differ"
         )
