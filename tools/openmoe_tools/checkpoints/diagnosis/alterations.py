@@ -207,7 +207,8 @@ def _spoilt(a: Matrix, b: Matrix) -> Cause | None:
             "take that part from the same step as the others",
             where,
         )
-    if count <= size // 20 or box <= size // 2:
+    few = max(2, size // 8) if 1 in a.shape else size // 20
+    if count <= few or (box <= size // 2 and 1 not in a.shape):
         return Cause(
             "sparse corruption",
             f"has {count} of {size} values that differ",
