@@ -134,7 +134,8 @@ def write(path: Path, asked: Iterable[Probe]) -> None:
     The answer is the same file with `logits_0` [B, L, V], ... added: `sides.read_recorded`.
     """
     named: dict[str, Any] = {f"input_ids_{i}": one.ids for i, one in enumerate(asked)}
-    np.savez(path, **named)
+    with path.open("wb") as file:  # given a path, NumPy would add a suffix of its own
+        np.savez(file, **named)
 
 
 def _rows(rows: int, length: int, size: int, seed: list[int]) -> ndarray:
