@@ -6,7 +6,6 @@ python -m openmoe_tools.checkpoints.bench [--output FILE] [--folder FOLDER] [--l
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -15,9 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +26,12 @@ from openmoe_spec.parameters import count, parameters
 from openmoe_spec.places import place, stored_shapes
 from openmoe_tools import files
 from openmoe_tools.checkpoints import digests, working
+from openmoe_tools.checkpoints.bench_bounds import (
+    deflate_alone,
+    disk_alone,
+    hash_alone,
+    inflate_alone,
+)
 from openmoe_tools.checkpoints.containers.opening import open_checkpoint
 from openmoe_tools.checkpoints.containers.safetensors_writer import SafetensorsWriter
 from openmoe_tools.checkpoints.containers.writers import Out
@@ -91,72 +94,6 @@ def in_turns(
             if number:
                 taken[name].append(time.perf_counter() - begun)
     return {name: statistics.median(times) for name, times in taken.items()}
-
-
-# ---- the bounds ----------------------------------------------------------------------------------
-
-
-def hash_alone(path: Path) -> Callable[[], object]:
-    """Return hashlib's SHA-256 over the file's bytes, held in memory, on one core."""
-    content = b"".join(one.read_bytes() for one in sorted(path.glob("*.safetensors")))
-
-    def run() -> object:
-        found = hashlib.sha256()
-        for start in range(0, len(content), 1 << 20):
-            found.update(memoryview(content)[start : start + (1 << 20)])
-        return found.digest()
-
-    return run
-
-
-def chunk_files(path: Path) -> list[Path]:
-    """Return the files of chunks of a T5X checkpoint."""
-    return [
-        one
-        for one in path.rglob("*")
-        if one.is_file() and one.parent != path and one.name[0] != "."
-    ]
-
-
-def inflate_alone(path: Path, jobs: int) -> Callable[[], object]:
-    """Return zlib's decompression of all chunks, read from the disk's cache."""
-    held = chunk_files(path)
-
-    def run() -> object:
-        with ThreadPoolExecutor(jobs) as pool:
-            return sum(pool.map(lambda one: len(zlib.decompress(one.read_bytes(), 47)), held))
-
-    return run
-
-
-def deflate_alone(path: Path, jobs: int) -> Callable[[], object]:
-    """Return zlib's compression, level 1, of what all chunks hold, written to nothing."""
-    held = [zlib.decompress(one.read_bytes(), 47) for one in chunk_files(path)]
-
-    def run() -> object:
-        with ThreadPoolExecutor(jobs) as pool:
-            return sum(pool.map(lambda one: len(zlib.compress(one, 1)), held))
-
-    return run
-
-
-def disk_alone(size: int, folder: Path) -> Callable[[], object]:
-    """Return writing so many bytes to one file and bringing them to the disk."""
-    piece = np.random.default_rng(0).bytes(1 << 24)
-
-    def run() -> None:
-        target = folder / "disk"
-        with target.open("wb") as file:
-            for _ in range(size >> 24):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        target.unlink()
-
-    return run
-
-
-# ---- sections ------------------------------------------------------------------------------------
 
 
 def _digests(path: Path, jobs: int) -> Callable[[], object]:

@@ -70,9 +70,13 @@ class Checkpoint:
             raise Unreadable(f"{self.path}: the experts of {name} have dtypes {sorted(found)}")
         return found.pop()
 
+    def elements(self, name: str) -> int:
+        """Return how many values a tensor has."""
+        return math.prod(self.tensors[name].shape)
+
     def size(self, name: str) -> int:
         """Return the bytes of a tensor's values."""
-        return math.prod(self.tensors[name].shape) * DTYPES[self.dtype(name)].itemsize
+        return self.elements(name) * DTYPES[self.dtype(name)].itemsize
 
     def places(self, name: str) -> list[str]:
         """Return the files and folders that hold a tensor."""

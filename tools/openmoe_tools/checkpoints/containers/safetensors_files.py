@@ -75,7 +75,6 @@ class Safetensors:
         self.path = path
         self.notes: list[str] = []
         self.tensors: dict[str, Stored] = {}
-        self.metadata: dict[str, dict[str, str]] = {}
         self._held: dict[str, _Held] = {}
         self._open: dict[Path, int] = {}
         folder, index = (path.parent, None) if path.is_file() else (path, path / INDEX)
@@ -91,8 +90,8 @@ class Safetensors:
     def _add(self, file: Path, place: str) -> None:
         try:
             with file.open("rb") as content:
-                with safe_open(file, framework="np") as checked:
-                    self.metadata[place] = dict(checked.metadata() or {})
+                with safe_open(file, framework="np"):
+                    pass  # the library checks the header, and does not tell offsets
                 length = int.from_bytes(content.read(8), "little")
                 header = json.loads(content.read(length), object_pairs_hook=_once(file))
         except SafetensorError as error:

@@ -40,7 +40,7 @@ class Out:
 
 
 class Writer(Protocol):
-    """What is written: `files` names and sizes of what it will have, before anything is."""
+    """A container that is being written; `layout` names the rules of its tensors."""
 
     layout: str
 

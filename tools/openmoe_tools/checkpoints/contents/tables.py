@@ -34,7 +34,7 @@ def render(report: Mapping[str, Any], to: Console, *, every_layer: bool) -> None
         to.print(_statistics(report["tensors"], every_layer=every_layer))
     unknown = [f"{one['name']} {one['shape']} {one['dtype']}" for one in report["unknown"]]
     _lines(to, "Tensors of no OpenMoE model", unknown, every_layer)
-    lacking = report["lacking"] if every_layer else folded(report["lacking"])
+    lacking = report["lacking"] if every_layer else list(folded(report["lacking"]))
     _lines(to, "Lacking, by the names of PARAM-01", lacking, every_layer)
     _lines(to, "Problems", report["problems"], every_layer)
     if report["anomalies"] is not None:

@@ -61,15 +61,13 @@ class Diagnosis:
     def findings(self, done: Callable[[str], None] = lambda _: None) -> list[Finding]:
         """Return what is wrong, each tensor that differs in exactly one finding or more."""
         self._asked = set(self.differing)
-        moved = {name: other for name in self.differing if (other := self._holds(name))}
-        found: list[Finding] = list(self._layers(moved))
-        for name in self.differing:
-            dtype = self.digests[1][name].dtype
-            if self._in_target(name, dtype) == self.digests[1][name].digest:
-                found.append(_narrowed(name, dtype))
-                done(name)
-        narrowed = {one.tensors[0] for one in found if one.cause.startswith("rounded")}
+        narrowed = [name for name in self.differing if self._is_narrowed(name)]
         self.differing = [name for name in self.differing if name not in narrowed]
+        found = [_narrowed(name, self.digests[1][name].dtype) for name in narrowed]
+        moved = {name: other for name in self.differing if (other := self._holds(name))}
+        found += self._layers(moved)
+        for name in self._asked - set(self.differing):
+            done(name)
         for name, other in moved.items():
             found.append(self._moved(name, other))
             done(name)
@@ -94,6 +92,10 @@ class Diagnosis:
         """Return the digest of a source's tensor as the target would hold it."""
         one = self.digests[0][name]
         return one.digest if one.dtype == dtype else one.cast.get(dtype, "")
+
+    def _is_narrowed(self, name: str) -> bool:
+        held = self.digests[1][name]
+        return self._in_target(name, held.dtype) == held.digest
 
     def _holds(self, name: str) -> str | None:
         """Return the tensor of the source whose values a tensor of the target has."""
@@ -206,13 +208,12 @@ class Diagnosis:
             for theirs in range(0, len(fa.columns), size):
                 if (fb.columns[mine : mine + size] == fa.columns[theirs : theirs + size]).all():
                     half = ("first", "second")[max(mine, theirs) // size] + " half"
-                    held = (
+                    text = (
                         f"{'its ' + half if len(fb.columns) > size else 'it'} holds the source's "
                     )
-                    held += other if len(fa.columns) == size else f"{half} of {other}"
-                    return Cause(
-                        "gate and up swapped", held, "gate is wi_0, two halves of F; up is wi_1"
-                    )
+                    text += other if len(fa.columns) == size else f"{half} of {other}"
+                    fix = "gate is wi_0, two halves of F; up is wi_1"
+                    return Cause("gate and up swapped", text, fix)
         return None
 
     def _elsewhere(self, name: str, b: Matrix, fb: Fingerprint) -> Cause | None:

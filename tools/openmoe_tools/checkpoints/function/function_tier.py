@@ -16,7 +16,7 @@ from openmoe_tools.checkpoints.function import functional, probes
 from openmoe_tools.checkpoints.function.result import Functional
 from openmoe_tools.checkpoints.function.sides import Recorded, Side, read_recorded
 from openmoe_tools.checkpoints.verification import structure
-from openmoe_tools.checkpoints.verification.comparing import Comparison, elements
+from openmoe_tools.checkpoints.verification.comparing import Comparison
 from openmoe_tools.checkpoints.verification.findings import (
     BITWISE,
     DIFFERS,
@@ -95,7 +95,7 @@ def _reason(found: Comparison, model: Configuration | None, *, asked: bool) -> s
         wrong = settings.mismatch(one, model)
         if wrong is not None:
             return f"the {side} cannot be run: {wrong}"
-    size = sum(elements(found.a, name) for name in found.a.tensors)
+    size = sum(map(found.a.elements, found.a.tensors))
     if size > LARGEST and not asked:
         return f"{size:,} parameters; ask for it with --functional"
     return None

@@ -77,9 +77,9 @@ def compare(
     to = to or Console(quiet=True)
     found = structure.compare(a, b, cast, models)
     heads = next(((m.num_heads, m.key_value_heads) for m in models if m is not None), None)
-    digests = _digests(a, b, budget, cast, to)
-    broken = {**structure.broken(a), **structure.broken(b)}
-    shared = [name for name in a.tensors if name in b.tensors and name not in broken]
+    wholes = tuple(_whole(one) for one in (a, b))
+    digests = _digests(a, b, wholes, budget, cast, to=to)
+    shared = [name for name in digests[0] if name in digests[1]]
     differing = [name for name in shared if not _equal(digests, name, cast)]
     alike = [name for name in differing if a.tensors[name].shape == b.tensors[name].shape]
     differences = _differences(a, b, alike, budget, cast, to=to)
@@ -98,26 +98,34 @@ def compare(
     return Comparison(a, b, cast, digests, verdicts, found, valued + apart, differences)
 
 
+def _whole(one: Checkpoint) -> list[str]:
+    """Return the tensors of a side that can be put together."""
+    broken = structure.broken(one)
+    return [name for name in one.tensors if name not in broken]
+
+
 def _digests(
-    a: Checkpoint, b: Checkpoint, budget: Budget, cast: str | None, to: Console
+    a: Checkpoint,
+    b: Checkpoint,
+    wholes: tuple[list[str], ...],
+    budget: Budget,
+    cast: str | None,
+    *,
+    to: Console,
 ) -> tuple[dict[str, Digest], dict[str, Digest]]:
     """Return both sides' digests, the source's in every dtype that the target has it in."""
-    wanted = {cast} if cast else set()
-    whole = {
-        id(side): [name for name in side.tensors if name not in structure.broken(side)]
-        for side in (a, b)
-    }
-    wanted |= {b.dtype(name) for name in whole[id(b)]}
+    ours, theirs = wholes
+    wanted = {b.dtype(name) for name in theirs} | ({cast} if cast else set())
 
     def casts(name: str) -> tuple[str, ...]:
         own = a.dtype(name)
         return tuple(sorted(one for one in wanted if one != own and one in NARROWER.get(own, ())))
 
-    total = sum(one.size(name) for one in (a, b) for name in whole[id(one)])
+    total = sum(map(a.size, ours)) + sum(map(b.size, theirs))
     with working.bar(to, "digests", total) as moved:
         return (
-            all_digests(a, budget, names=whole[id(a)], casts=casts, done=moved),
-            all_digests(b, budget, names=whole[id(b)], done=moved),
+            all_digests(a, budget, names=ours, casts=casts, done=moved),
+            all_digests(b, budget, names=theirs, done=moved),
         )
 
 
@@ -160,7 +168,7 @@ def _structure(found: list[Finding], a: Checkpoint, b: Checkpoint) -> Verdict:
 def _bitwise(
     a: Checkpoint, b: Checkpoint, shared: list[str], differing: list[str], cast: str | None
 ) -> Verdict:
-    number = sum(elements(b, name) for name in shared)
+    number = sum(b.elements(name) for name in shared)
     numbers = {"compared": len(shared), "differing": len(differing), "elements": number}
     if not shared:
         return Verdict(BITWISE, INCOMPLETE, "no tensor is on both sides", numbers)
@@ -201,11 +209,3 @@ def _numeric(
     )
     holds = largest <= ulps and not infinite
     return Verdict(NUMERIC, HOLDS if holds else DIFFERS, text, numbers)
-
-
-def elements(checkpoint: Checkpoint, name: str) -> int:
-    """Return how many values a tensor has."""
-    size = 1
-    for one in checkpoint.tensors[name].shape:
-        size *= one
-    return size

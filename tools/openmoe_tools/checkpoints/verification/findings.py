@@ -60,16 +60,16 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     return 1 if DIFFERS in said else 2 if INCOMPLETE in said else 0
 
 
-def folded(names: Iterable[str]) -> list[str]:
-    """Return names with those of several layers in one: `decoder/layers_{1,3}/mlp/wi_0/kernel`."""
+def folded(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return names by those of several layers in one: `decoder/layers_{1, 3}/mlp/wi_0/kernel`."""
+    kinds: dict[str, list[str]] = {}
     layers: dict[str, list[int]] = {}
     for name in names:
         match = re.search(r"layers_(\d+)", name)
         key = name if match is None else name.replace(match[0], "layers_#", 1)
-        layers.setdefault(key, [])
-        if match is not None:
-            layers[key].append(int(match[1]))
-    return [key.replace("#", _numbers(found), 1) for key, found in layers.items()]
+        kinds.setdefault(key, []).append(name)
+        layers.setdefault(key, []).extend([] if match is None else [int(match[1])])
+    return {key.replace("#", _numbers(layers[key]), 1): ones for key, ones in kinds.items()}
 
 
 def _numbers(found: list[int]) -> str:

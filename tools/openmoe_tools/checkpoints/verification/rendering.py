@@ -170,7 +170,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _finding(one: Mapping[str, Any]) -> str:
     fix = f"<p><strong>Fix:</strong> {_text(one['fix'])}</p>" if one["fix"] else ""
-    names = ", ".join(f"<code>{_text(name)}</code>" for name in folded(one["tensors"])[:12])
+    names = ", ".join(f"<code>{_text(name)}</code>" for name in list(folded(one["tensors"]))[:12])
     return (
         f'<div class="finding">\n<p><span class="pill bad">{_text(one["cause"])}</span> '
         f'<span class="soft">{_text(_behind(one).strip(" ()"))}</span></p>\n<p>{names}</p>\n'

@@ -124,24 +124,10 @@ def _sides(a: Checkpoint, b: Checkpoint) -> Iterator[Finding]:
             "take it from the training code's checkpoint, decoder/logits_dense/kernel (PARAM-01)",
         )  # fmt: skip
     for cause, names, verb in (("missing", missing, "lacks"), ("unexpected", unexpected, "has")):
-        for kind in folded(names):
-            of_kind = tuple(
-                name for name in names if folded([name]) == [kind] or _is_of(name, kind)
-            )
-            what = "which the source has" if cause == "missing" else "which the source has not"
-            yield Finding(
-                STRUCTURE, cause, of_kind, "the target", f"the target {verb} {kind}, {what}"
-            )
-
-
-def _is_of(name: str, kind: str) -> bool:
-    """Return whether a name is one of those that `folded` put together."""
-    before, _, behind = kind.partition("layers_{")
-    return (
-        bool(behind)
-        and name.startswith(f"{before}layers_")
-        and name.endswith(behind.partition("}")[2])
-    )
+        what = "which the source has" if cause == "missing" else "which the source has not"
+        for kind, of_kind in folded(names).items():
+            text = f"the target {verb} {kind}, {what}"
+            yield Finding(STRUCTURE, cause, tuple(of_kind), "the target", text)
 
 
 def _tensors(a: Checkpoint, b: Checkpoint, cast: str | None) -> Iterator[Finding]:
@@ -166,7 +152,6 @@ def _tensors(a: Checkpoint, b: Checkpoint, cast: str | None) -> Iterator[Finding
 
 def _shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> Finding:
     text = f"{name}: shape {list(ours)} in the source, {list(theirs)} in the target"
-    fix = ""
     if theirs == (*ours[:-2], *ours[:-3:-1]) and len(ours) > 1:
         return Finding(
             STRUCTURE, "transposed", (name,), "", f"{text}: rows and columns are exchanged",
@@ -184,4 +169,4 @@ def _shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> Finding
                 STRUCTURE, "vocabulary", (name,), "", text,
                 "keep all rows: the ids of a checkpoint are those of its own vocabulary",
             )  # fmt: skip
-    return Finding(STRUCTURE, "shape", (name,), "", text, fix)
+    return Finding(STRUCTURE, "shape", (name,), "", text)

@@ -101,8 +101,8 @@ def verify(request: Request) -> int:
     )
     functional, more, numbers = function_tier.judge(request, found, models[0] or models[1], to)
     verdicts = [*found.verdicts, functional]
-    report = build(found, verdicts, [*found.findings, *more], numbers)
-    report["notes"] = settings.unlike(*models)
+    findings = [*found.findings, *more]
+    report = build(found, verdicts, findings, functional=numbers, notes=settings.unlike(*models))
     rendering.terminal(report, to)
     write: Callable[[Path | None, Callable[[], str | bytes]], None] = files.write
     write(request.json, lambda: _json(report))
@@ -139,7 +139,9 @@ def build(
     found: Comparison,
     verdicts: list[Verdict],
     findings: list[Finding],
+    *,
     functional: Mapping[str, Any] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Return the report as data."""
     code = exit_code(verdicts)
@@ -158,7 +160,7 @@ def build(
             name: one.as_dict() for name, one in found.differences.items() if one.differing
         },
         "functional": functional,
-        "notes": [],
+        "notes": notes,
         "exit_code": code,
         "line": line(verdicts, findings),
     }
@@ -174,7 +176,7 @@ def side(one: Checkpoint, digest: str) -> dict[str, Any]:
         "layout_title": one.found.layout.title,
         "step": one.step,
         "tensors": len(one.tensors),
-        "parameters": sum(comparing.elements(one, name) for name in one.tensors),
+        "parameters": sum(map(one.elements, one.tensors)),
         "dtypes": sorted(
             {one.reader.tensors[p.theirs].dtype for t in one.tensors.values() for p in t.parts}
         ),
@@ -240,8 +242,7 @@ def _recheck(request: Request) -> int:
         say(to, f"certified {tier}: {one['verdict']}. {one['summary']}")
     if not own:
         say(to, "note: the mapping has changed since; digests do not depend on it", "yellow")
-    said = {one["verdict"] for one in stated.values()}
-    code = 1 if wrong or DIFFERS in said else 2 if INCOMPLETE in said else 0
+    code = 1 if wrong else exit_code(Verdict(tier, one["verdict"]) for tier, one in stated.items())
     if wrong:
         text = f"{rendering.WORDS[1]}: the files are not those of the certificate"
     elif code == INCOMPLETE_CODE:
