@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.protocol import Mesh
+from openmoe_conformance.reference_audit_adapter import ReferenceAuditAdapter
 from openmoe_conformance.reference_checkpoint_adapter import ReferenceCheckpointAdapter
 from openmoe_conformance.reference_data_adapter import ReferenceDataAdapter
 from openmoe_conformance.reference_model_adapter import Dialect
@@ -33,7 +34,12 @@ from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import ROUTERS, Decision, ExpertsChoice, LayerResult
 
 
-class ReferenceAdapter(ReferenceTrainingAdapter, ReferenceDataAdapter, ReferenceCheckpointAdapter):
+class ReferenceAdapter(
+    ReferenceTrainingAdapter,
+    ReferenceDataAdapter,
+    ReferenceCheckpointAdapter,
+    ReferenceAuditAdapter,
+):
     """The NumPy reference behind the adapter's functions."""
 
     name = "openmoe_reference"

@@ -1,4 +1,4 @@
-"""The examples of SPEC.md chapter 22, executed: at each point what every option gives.
+"""The examples of SPEC.md chapter 23, executed: at each point what every option gives.
 
 A test is named after its point and runs the rules that an option exchanges.
 """

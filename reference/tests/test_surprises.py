@@ -1,4 +1,4 @@
-"""The surprises of SPEC.md chapter 24, of GROUP-10 and of the training data, as examples that run.
+"""The surprises of SPEC.md chapter 25, of GROUP-10 and of the training data, as examples that run.
 
 The router's weights are the unit matrix, so a token's inputs are its logits; experts are fixed.
 """

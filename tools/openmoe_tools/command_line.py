@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
-from openmoe_tools import checkpoint_commands, data_commands, run_commands
+from openmoe_tools import audit_commands, checkpoint_commands, data_commands, run_commands
 
 app = typer.Typer(
     name="openmoe",
@@ -31,6 +31,7 @@ vectors_app = typer.Typer(help="Stored vectors: list, import, export.")
 app.add_typer(vectors_app, name="vectors")
 app.add_typer(data_commands.tokenizer_app, name="tokenizer")
 app.add_typer(data_commands.data_app, name="data")
+app.add_typer(audit_commands.audit_app, name="audit")
 app.command("convert")(checkpoint_commands.convert)
 app.command("verify")(checkpoint_commands.verify)
 app.command("prepare")(run_commands.prepare)

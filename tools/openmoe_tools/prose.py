@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openmoe_reference import expectations, grouping, noise, vocabulary
+import numpy as np
+
+from openmoe_reference import audit, audit_measures, expectations, grouping, noise, vocabulary
 from openmoe_spec import dialects, parameters
 from openmoe_spec.config import PUBLISHED
 from openmoe_spec.data import OBJECTIVES
@@ -60,6 +62,13 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         * _expected(objective, prompt).loss_positions
         / (_fed(prompt)["loss"] * sum(_ROW.values())),
         3,
+    ),
+    "largest_spread": lambda k, experts: round(audit.largest_spread(k, experts), 5),
+    "floor": lambda tokens, k, experts: round(
+        float(audit.spread_floor(np.array([tokens]), k=k, num_experts=experts)[0]), 6
+    ),
+    "meeting_by_chance": lambda k, experts: round(
+        audit_measures.repetition_by_chance(k, experts)[1], 5
     ),
     "paper_total": lambda name: _paper(name).total - _paper(name).vocabulary,
     "paper_activated": lambda name: _paper(name).activated,

@@ -1,0 +1,1 @@
+"""Routing audits: one pass over text, tables of integers, and what follows from them."""
