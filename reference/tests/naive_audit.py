@@ -127,7 +127,8 @@ def spread_floor(
     if shares is None:
         chances = [Fraction(k, num_experts)] * num_experts
     else:
-        chances = [k * Fraction(share) for share in shares]
+        # A share of 1/K, in float64, may be above it by its rounding.
+        chances = [min(k * Fraction(share), Fraction(1)) for share in shares]
     return [_root(_noise(chances, n, k)) if n else NONE for n in tokens]
 
 

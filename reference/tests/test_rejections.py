@@ -18,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import rejections_audit
 import rejections_checkpoints
 import rejections_data
 import rejections_decoding
@@ -62,6 +63,7 @@ ILLEGAL = [
         rejections_data,
         rejections_meshes,
         rejections_checkpoints,
+        rejections_audit,
     )
     for row in table.ROWS
 ]
@@ -70,7 +72,7 @@ ILLEGAL = [
 FLAGS = {
     *("training", "batch_prioritized", "ignore_padding", "scatter", "bidirectional", "by_row"),
     *("use_cache", "positions_from_mask", "feed_again", "doubled_gate"),
-    *("reverse", "pack", "loss_on_targets_only"),
+    *("reverse", "pack", "loss_on_targets_only", "weighted"),
 }
 """Arguments whose values SPEC.md does not limit."""
 
@@ -82,6 +84,8 @@ OWN = {
 """Arguments that hold what the reference made, or a function: nothing that a user writes down."""
 
 UNREAD = {
+    "audit.check_choices": {"name"},
+    "audit.check_counts": {"name"},
     "attention.attention": {"cache"},
     "cross_entropy.smoothing": {"vocabulary"},
     "cross_entropy.total_loss": {"metrics"},

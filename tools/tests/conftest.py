@@ -6,6 +6,7 @@ Modules that several tests of this folder share are found beside them.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import zlib
 from functools import partial
@@ -109,6 +110,22 @@ def write_tiny(prepared, *, steps, every):
     path = prepared / f"run_{zlib.crc32(text.encode())}.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tiny_run, tmp_path_factory):
+    """A folder with a tiny run that has ended: 6 steps of ul2, 6 of full_lm, saved at 1, 4, 8, 12."""
+    from openmoe_tools.runs import training
+
+    config = tiny_run(steps=12, every=4)
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("tokenizer.model", "train.jsonl", "held_out.jsonl"):
+        shutil.copyfile(prepared / name, folder / name)
+    shutil.copyfile(config, folder / "run.toml")
+    asked = training.devices.Devices()
+    request = training.Request(folder / "run.toml", None, asked, folder / "report.json")
+    assert training.train(request) == 0
+    return folder
 
 
 TYPES = {

@@ -25,20 +25,6 @@ TRAIN, EVAL = (
 )
 
 
-@pytest.fixture(scope="module")
-def trained(prepared, tiny_run, tmp_path_factory):
-    """A folder with a tiny run that has ended: 6 steps of ul2, 6 of full_lm, saved at 1, 4, 8, 12."""
-    config = tiny_run(steps=12, every=4)
-    folder = tmp_path_factory.mktemp("trained")
-    for name in ("tokenizer.model", "train.jsonl", "held_out.jsonl"):
-        shutil.copyfile(prepared / name, folder / name)
-    shutil.copyfile(config, folder / "run.toml")
-    asked = training.devices.Devices()
-    request = training.Request(folder / "run.toml", None, asked, folder / "report.json")
-    assert training.train(request) == 0
-    return folder
-
-
 # ---- prepare -------------------------------------------------------------------------------------
 
 

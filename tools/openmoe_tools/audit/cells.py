@@ -26,7 +26,7 @@ def increase(table: ndarray, cells: ndarray) -> None:
     flat = table.reshape(-1)
     # A pass over a small table is cheaper than single cells; over a large one it is not.
     if flat.size <= 4 * cells.size:
-        flat += np.bincount(cells, minlength=flat.size)
+        flat += np.bincount(cells, minlength=flat.size).astype(flat.dtype)
     else:
         np.add.at(flat, cells, flat.dtype.type(1))
 

@@ -83,7 +83,7 @@ class _Batch:
         wide = routed.expert.astype(np.int64)  # [N, L, K]
         cell = (self.layer[:, None] * sizes.experts + wide) * sizes.choices
         cell += np.arange(sizes.choices)
-        self.cell = cell.reshape(len(wide), -1)  # [N, L * K]
+        self.cell = cell.reshape(len(wide), sizes.layers * sizes.choices)  # [N, L * K]
         self.cells = sizes.layers * sizes.experts * sizes.choices
         self.expert = np.ascontiguousarray(wide.transpose(1, 2, 0))
         self.documents = Documents.of(routed, sizes.slices)
@@ -104,7 +104,7 @@ class _Batch:
         """Return the sums of dropped and of all gates by rule, slice and layer. Spec: AUDIT-17."""
         if self.dropped is None or self.routed.gate is None:
             return None
-        gate = fixed(self.routed.gate.transpose(1, 2, 0))  # [L, K, N]
+        gate = fixed(np.ascontiguousarray(self.routed.gate.transpose(1, 2, 0)))  # [L, K, N]
         keys, shape = self.group.T.reshape(-1), (self.sizes.slices, self.sizes.layers)
         size = shape[0] * shape[1]
         found = np.empty((len(self.dropped), *shape, 2), np.int64)

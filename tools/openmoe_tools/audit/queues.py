@@ -6,6 +6,7 @@ priority and group size, and serve every capacity. Spec: AUDIT-18, AUDIT-20.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,7 +36,8 @@ def positions(
     if priority not in PRIORITIES:
         raise UsageError(f"priority {priority!r}: must be one of {', '.join(PRIORITIES)}")
     if priority == "tokens":
-        return _places(expert.reshape(groups, -1), num_experts).reshape(expert.shape)
+        queue = expert.reshape(groups, tokens * choices)
+        return _places(queue, num_experts).reshape(expert.shape)
     order = None
     if priority == "gates":
         if gate is None or not np.isfinite(gate).all():
@@ -43,7 +45,7 @@ def positions(
         order = _best_first(gate[..., 0].astype(np.float32))
         expert = np.take_along_axis(expert, order[..., None], axis=1)
     # All first choices stand before all second ones: [G, T, K] -> [G, K * T].
-    queue = expert.swapaxes(1, 2).reshape(groups, -1)
+    queue = expert.swapaxes(1, 2).reshape(groups, choices * tokens)
     found = _places(queue, num_experts).reshape(groups, choices, tokens)
     place = np.empty(expert.shape, np.int32)
     if order is None:
@@ -65,8 +67,8 @@ def groups_of(expert: ndarray, position: ndarray, capacity: int, num_experts: in
     # One expert more for choices that there are not, which is cut off again.
     number = np.arange(layers)[:, None] + np.arange(groups) * layers  # [L, G]: group, then layer
     key = (number * (num_experts + 1))[..., None, None] + _with_nobody(expert, num_experts)
-    size = groups * layers * (num_experts + 1)
-    load = np.bincount(key.reshape(-1), minlength=size).reshape(groups, layers, -1)
+    shape = (groups, layers, num_experts + 1)
+    load = np.bincount(key.reshape(-1), minlength=math.prod(shape)).reshape(shape)
     beyond = position[..., 0] >= capacity
     for rank in range(1, expert.shape[-1]):
         beyond |= position[..., rank] >= capacity

@@ -160,7 +160,8 @@ def _refused(model: Audited, record: Recorder, ids: ndarray, targets: ndarray) -
     try:
         found = record(ids, targets)
     except RejectedError as error:
-        raise UsageError(f"{model.path}: {error}") from error
+        what = "--rows and --mesh" if error.clause == "MESH-06" else model.path
+        raise UsageError(f"{what}: {error.reason} [{error.clause}]") from error
     if not np.isfinite(found.logits).all():
         layer = model.layers[int(np.argwhere(~np.isfinite(found.logits))[0, 0])]
         raise UsageError(

@@ -38,7 +38,7 @@ _DENSEST = 1100
 """So many times its own size a deflated entry holds at most."""
 _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
-    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, UsageError),
 )
 """What an archive raises that is none, or not whole."""
 

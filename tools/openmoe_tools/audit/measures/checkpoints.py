@@ -93,7 +93,7 @@ def _saturation(view: View) -> Made:
         "heatmap",
         f"Choices: experts that both choose, over K; by chance K/E = {k / experts:.4g}. First choice: by chance 1/E = "
         f"{1 / experts:.4g}, which is the middle of the colours.",
-        panels,
+        panels=panels,
         formula="mean over tokens of |experts of c and experts of the audited one| / K",
         clauses=["AUDIT-09"],
     )
@@ -110,7 +110,7 @@ def _divergence(view: View) -> Made:
         "Distance of the tables of ids",
         "heatmap",
         "0: each id is routed as in the audited checkpoint; 1 bit: to other experts. It needs no tokens in common.",
-        [figures.panel(data)],
+        panels=[figures.panel(data)],
         formula="sum over v of n(v) JS(R(v), R'(v)) / sum over v of n(v)",
         clauses=["AUDIT-15"],
     )
@@ -133,7 +133,7 @@ def _relabelling(view: View) -> Made:
         "table",
         "Of two checkpoints of one run the unchanged numbers have to win. Where they do not, one of them has its "
         "experts in another order, or hardly any specialisation.",
-        [figures.panel(data)],
+        panels=[figures.panel(data)],
         formula="max over permutations of the sum over e, v of min(n(v, e), n'(v, pi(e)))",
         clauses=["AUDIT-15"],
     )
@@ -171,7 +171,7 @@ def _early(view: View) -> Made:
         "lines",
         "The table of ids of each checkpoint is of one half of the documents, and is asked about the audited "
         "checkpoint's first choices in the other half. The band is a 95 % interval of the document bootstrap.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="saturation, first-choice agreement and held-out hits over steps",
         clauses=["AUDIT-09", "AUDIT-23", "AUDIT-26"],
         paper="Figure 11",
@@ -179,14 +179,12 @@ def _early(view: View) -> Made:
 
 
 def _over_time(view: View) -> Made:
-    tokens = view.arrays["slice_token"].sum(axis=0)[view.seen]
-    most = np.argsort(-tokens, kind="stable")[:IDS]
+    most = view.frequent(IDS).tolist()
     table = pairs.tables(view)["checkpoint_token"]
 
     def panels() -> Iterator[Made]:
         for layer, name in enumerate(view.layers):
-            for place in most:
-                identifier = int(view.seen[place])
+            for identifier in most:
                 counts = table[:, :, identifier, layer].sum(axis=1, dtype=np.int64)
                 data = figures.heatmap(
                     _labels(view),
@@ -205,7 +203,7 @@ def _over_time(view: View) -> Made:
         "The most frequent ids over checkpoints",
         "heatmap",
         f"The {len(most)} ids with most tokens.",
-        panels(),
+        panels=panels(),
         formula="R(v, e) of each checkpoint",
         clauses=["AUDIT-03"],
         paper="Figure 11",
@@ -239,7 +237,7 @@ def _drift(view: View) -> Made:
         "What other training changed",
         "table",
         "Checkpoints that are not of the audited one's steps, as one before or after fine-tuning.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="as above",
         clauses=["AUDIT-09", "AUDIT-15", "AUDIT-23"],
         paper="Figure 12b",
@@ -259,7 +257,10 @@ def _drops(view: View) -> Made:
                     for c, one in enumerate(_labels(view))
                 ]
                 data = figures.lines(
-                    starts, drawn, ("position", "tokens with a dropped choice"), tokens=counts[-1, :, 0]
+                    starts,
+                    drawn,
+                    ("position", "tokens with a dropped choice"),
+                    tokens=counts[-1, :, 0],
                 )
                 yield figures.panel(data, rule=name, layer=label)
 
@@ -269,7 +270,7 @@ def _drops(view: View) -> Made:
         "Dropped by position, by checkpoint",
         "lines",
         "Tokens of which any choice has no slot.",
-        panels(),
+        panels=panels(),
         formula="any(p) of each checkpoint",
         clauses=["AUDIT-16", "AUDIT-19"],
         paper="Figure 12b",

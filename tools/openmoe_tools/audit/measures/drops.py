@@ -21,7 +21,12 @@ from openmoe_tools.audit.measures.view import View
 
 ALL = "all"
 ANY = DROP_COLUMNS.index("any")
-NAMES = {"first": "first choice", "second": "second choice", "any": "any choice", "all": "every choice"}
+NAMES = {
+    "first": "first choice",
+    "second": "second choice",
+    "any": "any choice",
+    "all": "every choice",
+}
 TEXT = (
     "A choice is dropped where its expert has no slot left in the token's capacity group. First choices stand "
     "before second ones, so these are dropped first; the paper's single ratio says of neither which it is. What "
@@ -58,9 +63,7 @@ def ends(view: View, rule: int, layer: int) -> Ends:
     found = [table[part].sum(axis=0) for part in parts]
     again = [drawn[:, part].sum(axis=1) for part in parts]
     first, last = (float(ratios(one[ANY], one[0])) for one in found)
-    replicates = ratios(again[1][:, ANY], again[1][:, 0]) - ratios(
-        again[0][:, ANY], again[0][:, 0]
-    )
+    replicates = ratios(again[1][:, ANY], again[1][:, 0]) - ratios(again[0][:, ANY], again[0][:, 0])
     return Ends(first, last, (int(found[0][0]), int(found[1][0])), replicates)
 
 
@@ -103,8 +106,10 @@ def _by_position(view: View) -> Made:
                 data = _drop_lines(view, counts, replicates)
                 yield figures.panel(data, rule=name, layer=label, slice=slice_name)
 
-    exact = "Each position is by itself." if view.sizes.length <= POSITION_BINS else (
-        f"Each point is a {POSITION_BINS}th of a row, placed at its first position."
+    exact = (
+        "Each position is by itself."
+        if view.sizes.length <= POSITION_BINS
+        else (f"Each point is a {POSITION_BINS}th of a row, placed at its first position.")
     )
     return figures.figure(
         view,
@@ -112,7 +117,7 @@ def _by_position(view: View) -> Made:
         "Dropped by position in the row",
         "lines",
         f"{exact} Bands are 95 % intervals of the document bootstrap; none where documents are few.",
-        panels(),
+        panels=panels(),
         formula="tokens at p of which the choice (first, second, any, every) has no slot / tokens at p",
         clauses=["AUDIT-16", "AUDIT-19", "AUDIT-26"],
         paper="Figure 12",
@@ -157,7 +162,7 @@ def _in_group(view: View) -> Made:
         "lines",
         "The queue is the group, not the row: where groups are shorter than rows, drops rise towards the end of "
         "each group, and a curve by position shows what is left of that.",
-        panels(),
+        panels=panels(),
         formula="as above, by index in the group",
         clauses=["AUDIT-16", "AUDIT-19"],
     )
@@ -192,7 +197,7 @@ def _statistics(view: View) -> Made:
         "Dropped choices in numbers",
         "table",
         f"All slices. Rules: {described}.",
-        panels(),
+        panels=panels(),
         formula="any(last quarter of positions) - any(first quarter)",
         clauses=["AUDIT-16", "AUDIT-26"],
     )
@@ -216,7 +221,7 @@ def _lost(view: View) -> Made:
         "Lost gate mass",
         "bars",
         "How much of the mixture is missing from the layer's output.",
-        panels(),
+        panels=panels(),
         formula="sum of gates of dropped choices / sum of gates of all choices",
         clauses=["AUDIT-17"],
     )
@@ -237,7 +242,7 @@ def _first(view: View) -> Made:
         "Where groups begin to overflow",
         "bars",
         "Groups by the place of the first token with a dropped choice, as a part of the group.",
-        panels(),
+        panels=panels(),
         formula="groups by min over t of t / T where a choice of t has no slot",
         clauses=["AUDIT-16"],
     )

@@ -49,8 +49,8 @@ def figure(
     title: str,
     kind: str,
     caption: str,
-    panels: Iterable[Made],
     *,
+    panels: Iterable[Made],
     formula: str,
     clauses: Sequence[str],
     paper: str | None = None,
@@ -198,9 +198,7 @@ def bars(
         "low": None if low is None else numbers(low),
         "high": None if high is None else numbers(high),
         "reference": (
-            None
-            if reference is None
-            else {"name": reference[0], "value": number(reference[1])}
+            None if reference is None else {"name": reference[0], "value": number(reference[1])}
         ),
         "x_title": titles[0],
         "y_title": titles[1],

@@ -39,14 +39,9 @@ def section(view: View) -> Made:
     return figures.section("load", "Load of the experts", text, shown)
 
 
-def statistics(view: View, layer: int) -> dict[str, float] | None:
-    """Return the statistics of a layer's load; none where nothing was chosen. Spec: AUDIT-13."""
-    return _of(view.whole(layer))
-
-
-def _of(counts: ndarray) -> dict[str, float] | None:
-    loads = counts.sum(axis=-1)
-    return audit_measures.load_statistics(loads) if loads.any() else None
+def statistics(view: View, layer: int) -> dict[str, float]:
+    """Return the statistics of a layer's load. Spec: AUDIT-13."""
+    return audit_measures.load_statistics(view.whole(layer).sum(axis=-1))
 
 
 def _shares(view: View) -> Made:
@@ -64,7 +59,7 @@ def _shares(view: View) -> Made:
         "Share of all choices by expert",
         "bars",
         "All slices, all ranks.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="R(e) = sum over ranks of n(e, r) / (K n)",
         clauses=["AUDIT-02", "AUDIT-13"],
     )
@@ -75,7 +70,8 @@ def _statistics(view: View) -> Made:
         by_slice = view.counts("slice", layer)
         rows = []
         for name, counts in [(ALL, by_slice.sum(axis=0)), *zip(view.slices, by_slice, strict=True)]:
-            found = _of(counts) or {}
+            loads = counts.sum(axis=-1)
+            found = audit_measures.load_statistics(loads) if loads.any() else {}
             rows.append([name, int(counts[:, 0].sum()), *(found.get(one) for one in STATISTICS)])
         return figures.table(("slice", "tokens", *STATISTICS.values()), rows)
 
@@ -86,7 +82,7 @@ def _statistics(view: View) -> Made:
         "table",
         "Even load has CV 0, max / mean and min / mean 1, entropy 1, E effective experts, Gini 0. A slice with few "
         "tokens is uneven by chance alone.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="CV = std(R) / mean(R); effective experts = exp(H); Gini = mean |difference| / (2 mean)",
         clauses=["AUDIT-13"],
     )
@@ -109,7 +105,7 @@ def _groups(view: View) -> Made:
         "bars",
         "Each bar is an eighth of an octave and has its lower end below it. 1: every expert has as many choices of "
         "the group as any other. With as many slots as factor times the mean, groups right of the factor overflow.",
-        panels(),
+        panels=panels(),
         formula="groups by floor(8 log2(max over e of n(g, e) / mean over e of n(g, e)))",
         clauses=["AUDIT-13", "AUDIT-19"],
     )
@@ -123,7 +119,14 @@ def used(view: View, rule: int, layer: int) -> ndarray:
 
 
 def _use(view: View) -> Made:
-    columns = ("expert", "groups", "used slots", "part of all slots", "choices beyond", "part beyond")
+    columns = (
+        "expert",
+        "groups",
+        "used slots",
+        "part of all slots",
+        "choices beyond",
+        "part beyond",
+    )
 
     def panels() -> Iterator[Made]:
         for rule, name, layer, label in by_rule(view):
@@ -145,7 +148,7 @@ def _use(view: View) -> Made:
         "Used capacity",
         "table",
         "Whole groups, padding among them.",
-        panels(),
+        panels=panels(),
         formula="sum over g of min(n(g, e), C) / (groups C)",
         clauses=["AUDIT-13", "AUDIT-16"],
     )

@@ -74,7 +74,7 @@ def _margins(view: View) -> Made:
         "points",
         f"Tokens by margin, eight bins to an octave; below 2^-24 at the left. The line is the step of bfloat16 at 1, "
         f"2^-7 = {step:.4g}.",
-        panels(),
+        panels=panels(),
         formula="z(K) - z(K + 1), and z(1) - z(2), of logits z in descending order",
         clauses=["AUDIT-14"],
     )
@@ -108,7 +108,10 @@ def _ties(view: View) -> Made:
         told = kinds(view)
         rows = []
         table = view.arrays["margin"][:, :, layer]
-        for name, one in [(ALL, table.sum(axis=1)), *zip(view.slices, table.swapaxes(0, 1), strict=True)]:
+        for name, one in [
+            (ALL, table.sum(axis=1)),
+            *zip(view.slices, table.swapaxes(0, 1), strict=True),
+        ]:
             cells: list[object] = [name, int(one[min(told, default=0)].sum())]
             for kind in told:
                 known = one[kind].any()
@@ -122,7 +125,7 @@ def _ties(view: View) -> Made:
         "Near-ties",
         "table",
         "Part of tokens whose margin is below 2^-7: what another arithmetic may choose otherwise.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="margins below 2^-7 / margins",
         clauses=["AUDIT-14"],
     )
@@ -148,7 +151,7 @@ def _gates(view: View) -> Made:
         "Gates",
         "lines",
         f"Probabilities of the chosen experts, {GATE_BINS} bins.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="softmax(z) at the chosen experts",
         clauses=["AUDIT-17"],
     )
@@ -171,7 +174,7 @@ def _entropy(view: View) -> Made:
         "Entropy of the router's probabilities",
         "lines",
         "0: all on one expert; 1: even over all.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="H(softmax(z)) / ln E",
         clauses=["AUDIT-14"],
     )
@@ -187,11 +190,19 @@ def _losses(view: View) -> Made:
                 continue
             mean = view.arrays["probability"][layer] / one / tokens  # P
             counts = view.whole(layer)
-            shares = (ratios(part, np.asarray(tokens)) for part in (counts[:, 0], counts.sum(axis=1)))
+            shares = (
+                ratios(part, np.asarray(tokens)) for part in (counts[:, 0], counts.sum(axis=1))
+            )
             first, every = (float((share * mean).sum() * experts) for share in shares)
             yield [label, first, every, every / view.sizes.choices, squares / one / tokens]
 
-    columns = ("layer", "of first choices", "of all choices", "of all choices, over K", "router z-loss")
+    columns = (
+        "layer",
+        "of first choices",
+        "of all choices",
+        "of all choices, over K",
+        "router z-loss",
+    )
     return figures.figure(
         view,
         "router_losses",
@@ -199,7 +210,7 @@ def _losses(view: View) -> Made:
         "table",
         "The text as one group, padding left out; in training each group has its own, and these are averaged. Of all "
         "choices a perfect balance gives K, of first choices 1.",
-        [figures.panel(figures.table(columns, rows()))],
+        panels=[figures.panel(figures.table(columns, rows()))],
         formula="E sum over e of f(e) P(e), f the part of tokens that choose e; mean of logsumexp(z)^2",
         clauses=["AUDIT-13"],
     )

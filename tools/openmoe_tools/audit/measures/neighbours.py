@@ -61,7 +61,7 @@ def _coactivation(view: View) -> Made | None:
         "heatmap",
         f"Rows make K - 1 = {k - 1}. All pairs are counted: pairs of neighbours in rank alone would lose most of "
         "them where K is large.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="N(i, j) / N(i)",
         clauses=["AUDIT-10"],
     )
@@ -100,7 +100,7 @@ def _cross(view: View) -> Made | None:
         "Experts of one token in two layers",
         "heatmap",
         "All K x K pairs of choices of a token. Rows make 1; the middle is 1/E.",
-        panels(),
+        panels=panels(),
         formula="N(i in l, j in m) / sum over j of N(i, j)",
         clauses=["AUDIT-10"],
     )
@@ -124,7 +124,7 @@ def _transition(view: View) -> Made:
         "From one token to the next",
         "heatmap",
         "Neighbours in one row. Rows make 1; a bright diagonal is repetition, a bright column a loaded expert.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="n(first choice i, then j) / n(i)",
         clauses=["AUDIT-12"],
     )
@@ -147,7 +147,10 @@ def _repetition(view: View) -> Made:
                 unknown = np.full(view.sizes.slices, np.nan)
                 data = figures.bars(
                     [ALL, *view.slices],
-                    ratios(np.append(whole[column], counts[:, column]), np.append(whole[0], counts[:, 0])),
+                    ratios(
+                        np.append(whole[column], counts[:, column]),
+                        np.append(whole[0], counts[:, 0]),
+                    ),
                     ("slice", "part of neighbours"),
                     low=np.append(ends[0], unknown),
                     high=np.append(ends[1], unknown),
@@ -162,7 +165,7 @@ def _repetition(view: View) -> Made:
         "bars",
         "Neighbours in one row, which are of one document. The interval (95 %) of all slices together is of the "
         "document bootstrap, which is not kept by slice. Uneven loads repeat themselves more than even ones do.",
-        panels(),
+        panels=panels(),
         formula="neighbours with the same first choice / neighbours; by chance 1/E, and 1 - C(E - K, K)/C(E, K)",
         clauses=["AUDIT-12", "AUDIT-26"],
     )

@@ -75,6 +75,11 @@ def divergence(view: View, checkpoint: int, layer: int) -> float:
 
 def relabelled(view: View, checkpoint: int, layer: int) -> Relabelled:
     """Return whether experts kept their numbers. Spec: AUDIT-15."""
+    key = ("relabelled", checkpoint, layer)
+    return view.once(key, lambda: _relabelled(view, checkpoint, layer))
+
+
+def _relabelled(view: View, checkpoint: int, layer: int) -> Relabelled:
     one = _counts(view, checkpoint, layer).sum(axis=(0, -1))  # [n, E]
     last = _counts(view, -1, layer).sum(axis=(0, -1))
     shared = audit_measures.overlap(one, last)

@@ -59,7 +59,7 @@ def _spread(view: View) -> Made:
         "Spread of the experts' shares by position",
         "lines",
         f"Mean: of positions with more than {audit.NUM_TOKENS_FILTER} tokens, each once.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="std(p) = sqrt(mean over e of (R(p, e) - 1/E)^2); floor(n) = sqrt((K/E)(1 - K/E)/n)/K",
         clauses=["AUDIT-04", "AUDIT-05", "AUDIT-06"],
         paper="Figure 13",
@@ -70,10 +70,7 @@ def _debiased(view: View) -> Made:
     def made(layer: int) -> Made:
         counts = view.counts("position", layer)
         tokens = audit.tokens_of(counts)
-        nothing = np.full(len(tokens), np.nan)
-        around = nothing if not tokens.any() else audit.debiased_spread(
-            counts, shares=view.shares(layer)
-        )
+        around = audit.debiased_spread(counts, shares=view.shares(layer))
         even = audit.debiased_spread(counts)
         kept = tokens > audit.NUM_TOKENS_FILTER
         mean = float(even[kept].mean()) if kept.any() else np.nan
@@ -93,7 +90,7 @@ def _debiased(view: View) -> Made:
         "lines",
         "Around 1/E the load of the whole text shows in every position; around its shares only what the position "
         "adds. 0: nothing but chance.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="sqrt(max(0, std(p)^2 - sum over e of p (1 - p) / (E (n - 1) K^2))), p = K R(p, e)",
         clauses=["AUDIT-05", "AUDIT-07"],
     )
@@ -127,7 +124,7 @@ def _map(view: View) -> Made:
         "Share of choices at some positions",
         "heatmap",
         "Positions an eighth of a row apart, and some that follow each other.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="R(p, e) = sum over ranks of n(p, e, r) / (K n(p))",
         clauses=["AUDIT-03"],
         paper="Figure 9",

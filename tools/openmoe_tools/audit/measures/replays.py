@@ -51,7 +51,7 @@ def _by_factor(view: View) -> Made:
         "Capacities follow the training code's rule, max(round(factor T / E), least), with no factor K. Priorities: "
         "`choices`: all first choices before all second ones, as in training; `tokens`: token by token; `gates`: as "
         f"`choices`, the largest first gate first. {LIMIT}",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="replay of recorded choices: a choice with C of its expert before it in its group is dropped",
         clauses=["AUDIT-18", "AUDIT-20"],
     )
@@ -78,7 +78,10 @@ def _by_position(view: View) -> Made:
                     for name, column in (("first choice", FIRST), ("any choice", ANY))
                 ]
                 data = figures.lines(
-                    starts, drawn, (f"position; capacity {one.capacity}", "share of tokens"), tokens=counts[:, 0]
+                    starts,
+                    drawn,
+                    (f"position; capacity {one.capacity}", "share of tokens"),
+                    tokens=counts[:, 0],
                 )
                 yield figures.panel(
                     data,
@@ -94,7 +97,7 @@ def _by_position(view: View) -> Made:
         "The same by position in the row",
         "lines",
         f"By {POSITION_BINS}ths of a row. {LIMIT}",
-        panels(),
+        panels=panels(),
         formula="as above, by position",
         clauses=["AUDIT-18", "AUDIT-20"],
     )

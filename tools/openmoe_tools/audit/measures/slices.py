@@ -46,10 +46,10 @@ def shifts(view: View, layer: int) -> Shift:
     drawn = view.arrays["replicate_slice"][:, :, layer]
     shares = audit.choice_shares(drawn)
     whole = audit.choice_shares(drawn.sum(axis=1))
-    low, high = bootstrapped(
-        explained[0], total_variation(shares, whole[:, None]), most=1.0
-    )
-    return Shift(explained[0], low, high, *explained[1:], view.specialisation(counts, layer))
+    low, high = bootstrapped(explained[0], total_variation(shares, whole[:, None]), most=1.0)
+    distance, unexplained, share = explained
+    specialised = view.specialisation(counts, layer)
+    return Shift(distance, low, high, unexplained, share, specialised)
 
 
 def section(view: View) -> Made:
@@ -87,7 +87,7 @@ def _shares(view: View) -> Made:
         "Share of choices by slice and expert",
         "heatmap",
         "Rows make 1. The middle of the colours is even routing, 1/E.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="R(s, e) = sum over ranks of n(s, e, r) / (K n(s))",
         clauses=["AUDIT-02", "AUDIT-03"],
         paper="Figures 5 to 8",
@@ -114,7 +114,7 @@ def _radar(view: View) -> Made:
         "The same in the paper's style",
         "radar",
         "The order of experts around the circle means nothing, and areas mislead: read the map above.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="R(s, e) as above",
         clauses=["AUDIT-03"],
         paper="Figures 5 to 8",
@@ -139,7 +139,7 @@ def _distance(view: View, moved: list[Shift]) -> Made:
         "bars",
         "0: routed as the whole text; 1: by other experts altogether. Intervals (95 %) are of the document "
         "bootstrap; none where a slice has few documents. Small slices are some way off by chance alone.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="TV(s) = sum over e of |R(s, e) - R(e)| / 2",
         clauses=["AUDIT-24", "AUDIT-25", "AUDIT-26"],
     )
@@ -162,7 +162,7 @@ def _unexplained(view: View, moved: list[Shift]) -> Made:
         "bars",
         "Near 0: the slice is routed as its token ids are everywhere. Of a small distance this is a quotient of "
         "two small numbers, and tells little.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="TV(R(s), sum over v of p(v | s) R(v)) / TV(R(s), R)",
         clauses=["AUDIT-24"],
     )
@@ -180,7 +180,7 @@ def _specialisation(view: View, moved: list[Shift]) -> Made:
         "bars",
         "Spread of a slice's shares around those of the whole text, without what a finite number of tokens adds, "
         "as a part of the largest there is: 0 none, 1 one fixed set of experts.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="sqrt(max(0, mean over e of (R(s, e) - R(e))^2 - noise)) / sqrt(1/(K E) - 1/E^2)",
         clauses=["AUDIT-07"],
     )
@@ -238,7 +238,7 @@ def _table(view: View, moved: list[Shift]) -> Made:
         "Slices in numbers",
         "table",
         "Spread is around 1/E; the floor is what chance alone gives so many tokens.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="as above; spread = sqrt(mean over e of (R(s, e) - 1/E)^2)",
         clauses=["AUDIT-03", "AUDIT-04", "AUDIT-06", "AUDIT-07", "AUDIT-24", "AUDIT-26"],
     )

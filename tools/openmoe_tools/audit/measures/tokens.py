@@ -31,23 +31,22 @@ def section(view: View) -> Made:
 
 def _kept(view: View) -> ndarray:
     """Return the places, among the seen ids, of those with tokens enough, the most frequent first."""
-    tokens = view.arrays["slice_token"].sum(axis=0)[view.seen]
-    order = np.argsort(-tokens, kind="stable")
-    return order[tokens[order] > audit.NUM_TOKENS_FILTER]
+    order = view.most(len(view.seen))
+    return order[view.seen_tokens[order] > audit.NUM_TOKENS_FILTER]
 
 
 def _spread(view: View) -> Made:
     kept = _kept(view)
-    caption = (
-        f"Ids with more than {audit.NUM_TOKENS_FILTER} tokens, by how many they have. Mean: each id counts once."
-    )
+    caption = f"Ids with more than {audit.NUM_TOKENS_FILTER} tokens, by how many they have. Mean: each id counts once."
     if not len(kept):
         caption = (
             f"No id has more than {audit.NUM_TOKENS_FILTER} tokens in this text: there is nothing to show. "
             "Audit more text."
         )
     if len(kept) > MOST_POINTS:
-        caption += f" Drawn are the {MOST_POINTS:,} most frequent of {len(kept):,}; means are of all."
+        caption += (
+            f" Drawn are the {MOST_POINTS:,} most frequent of {len(kept):,}; means are of all."
+        )
     if len(kept) > MOST_ROWS:
         caption += f" The table has the {MOST_ROWS:,} most frequent."
     return figures.figure(
@@ -56,7 +55,9 @@ def _spread(view: View) -> Made:
         "Spread of the experts' shares by token id",
         "points",
         caption,
-        figures.by_layer(view, lambda layer: _points(view, layer, kept)) if len(kept) else [],
+        panels=figures.by_layer(view, lambda layer: _points(view, layer, kept))
+        if len(kept)
+        else [],
         formula="std(v) = sqrt(mean over e of (R(v, e) - 1/E)^2); floor(n) = sqrt((K/E)(1 - K/E)/n)/K",
         clauses=["AUDIT-04", "AUDIT-05", "AUDIT-06", "AUDIT-07"],
         paper="Figure 14",
@@ -69,7 +70,7 @@ def _points(view: View, layer: int, kept: ndarray) -> Made:
     debiased = audit.debiased_spread(counts)
     k, experts = view.sizes.choices, view.sizes.experts
     ends = [int(tokens.min()), int(tokens.max())]
-    grid = np.unique(np.geomspace(*ends, CURVE).round().astype(np.int64))
+    grid = np.unique(np.geomspace(ends[0], ends[1], CURVE).round().astype(np.int64))
     labels = [view.label(int(one)) for one in view.seen[kept]]
     columns = ("id", "piece", "tokens", "top expert", "its share", "spread", "debiased", "lift")
     shares, whole = audit.choice_shares(counts), view.shares(layer)
@@ -114,8 +115,7 @@ def _points(view: View, layer: int, kept: ndarray) -> Made:
 
 
 def _map(view: View) -> Made:
-    tokens = view.arrays["slice_token"].sum(axis=0)[view.seen]
-    most = np.argsort(-tokens, kind="stable")[:MAP_ROWS]
+    most = view.most(MAP_ROWS)
 
     def made(layer: int) -> Made:
         return figures.heatmap(
@@ -124,7 +124,7 @@ def _map(view: View) -> Made:
             audit.choice_shares(view.counts("token id", layer)[most]),
             ("token id", "expert", "share of choices"),
             centre=1 / view.sizes.experts,
-            row_tokens=tokens[most],
+            row_tokens=view.seen_tokens[most],
         )
 
     return figures.figure(
@@ -133,7 +133,7 @@ def _map(view: View) -> Made:
         "Share of choices of the most frequent ids",
         "heatmap",
         f"The {len(most)} ids with most tokens; the paper shows some of its choice.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="R(v, e) = sum over ranks of n(v, e, r) / (K n(v))",
         clauses=["AUDIT-03"],
         paper="Figure 10",
@@ -147,7 +147,9 @@ def _vocabulary(view: View) -> Made:
         counts = view.counts("token id", layer)
         tokens = audit.tokens_of(counts)
         preferred = counts.sum(axis=-1).argmax(axis=1)
-        ids = [np.bincount(preferred[tokens >= n], minlength=view.sizes.experts) for n in (1, least)]
+        ids = [
+            np.bincount(preferred[tokens >= n], minlength=view.sizes.experts) for n in (1, least)
+        ]
         columns = [
             audit_measures.vocabulary_specialisation(counts),
             audit_measures.vocabulary_specialisation(counts, least=least, weighted=True),
@@ -175,7 +177,7 @@ def _vocabulary(view: View) -> Made:
         "table",
         "Mean part of the tokens of an id that choose the expert, of ids that prefer it. The published form counts "
         "ids that occur once, whose part is 1 by itself, so that routing by chance looks specialised.",
-        figures.by_layer(view, made),
+        panels=figures.by_layer(view, made),
         formula="mean over v that prefer e of n(v, e) / n(v)",
         clauses=["AUDIT-11"],
     )

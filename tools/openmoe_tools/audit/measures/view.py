@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ class View:
     manifest, arrays, pairs, sample   as the audit's folder has them
     layers, slices, experts           labels
     asked    the layer that the verdict is about, by its place: the third, or the last of fewer
-    seen     int64 [n] ids that have a token, ascending
+    seen     int64 [n] ids that have a token, ascending; seen_tokens: how many
     """
 
     def __init__(self, made: Any) -> None:
@@ -42,8 +41,10 @@ class View:
         self.slices = [str(one["name"]) for one in self.manifest["corpus"]["slices"]]
         self.experts = [str(one) for one in range(self.sizes.experts)]
         self.asked = min(PAPERS_LAYER, self.sizes.layers - 1)
-        self.seen = np.flatnonzero(self.arrays["slice_token"].sum(axis=0))
-        self._kept: dict[tuple[str, int], Any] = {}
+        tokens = self.arrays["slice_token"].sum(axis=0)
+        self.seen = np.flatnonzero(tokens)
+        self.seen_tokens = tokens[self.seen]
+        self._kept: dict[tuple[str | int, ...], Any] = {}
 
     # ---- what there is -------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ class View:
 
     def counts(self, key: str, layer: int) -> ndarray:
         """Return choices [keys, E, K] of a key of KEYS in a layer, all folds; ids are the seen ones."""
-        return self._once(f"counts of {key}", layer, lambda: self._cut(key, layer).sum(axis=0))
+        return self.once(("counts", key, layer), lambda: self._cut(key, layer).sum(axis=0))
 
     def by_fold(self, key: str, layer: int) -> ndarray:
         """Return first choices [F, keys, E] of a key in a layer."""
@@ -93,7 +94,7 @@ class View:
         return self.counts("slice", layer).sum(axis=0)
 
     def shares(self, layer: int) -> ndarray:
-        """Return the shares [E] of all choices in a layer; not-a-number where there is no token."""
+        """Return the shares [E] of all choices in a layer."""
         return audit.choice_shares(self.whole(layer))
 
     def tokens(self) -> ndarray:
@@ -102,7 +103,7 @@ class View:
 
     def specialisation(self, counts: ndarray, layer: int) -> ndarray:
         """Return the specialisation of keys around a layer's shares; none where K is E."""
-        if self.fixed or not self.whole(layer).any():
+        if self.fixed:
             return np.full(counts.shape[:-2], np.nan)
         return audit.specialisation(counts, shares=self.shares(layer))
 
@@ -124,7 +125,7 @@ class View:
 
     def gain(self, key: str, layer: int) -> audit_inference.Gain | None:
         """Return what a key adds to a guess, with its 95 % interval; none where it cannot be said."""
-        return self._once(f"gain of {key}", layer, lambda: self._gain(key, layer))
+        return self.once(("gain", key, layer), lambda: self._gain(key, layer))
 
     def _gain(self, key: str, layer: int) -> audit_inference.Gain | None:
         if self.untold(key) or self.folds() < FOLDS:
@@ -134,8 +135,8 @@ class View:
             return None  # one expert has every token: nothing to guess
         return audit_inference.held_out_gain(by_fold)
 
-    def _once(self, name: str, layer: int, made: Callable[[], Any]) -> Any:
-        key = (name, layer)
+    def once(self, key: tuple[str | int, ...], made: Callable[[], Any]) -> Any:
+        """Return what was made for a key before, or make it."""
         if key not in self._kept:
             self._kept[key] = made()
         return self._kept[key]
@@ -155,15 +156,28 @@ class View:
 
     # ---- the trace -----------------------------------------------------------------------------
 
-    def query(self, name: str, rule: str | None = None) -> str | None:
-        """Return the SQL that makes a figure of the trace, of the layer asked about; none: there is none."""
-        place = "openmoe_tools.audit.trace.queries"
-        if importlib.util.find_spec("openmoe_tools.audit.trace") is None:
+    def query(self, name: str) -> str | None:
+        """Return the SQL that makes a figure of the trace, or nothing.
+
+        It is of the layer asked about, the first rule, expert 0, the most frequent id.
+        """
+        from openmoe_tools.audit.trace.queries import QUERIES  # noqa: PLC0415 - where it is wanted
+
+        if name not in QUERIES:
             return None
-        if importlib.util.find_spec(place) is None:
+        most = int(self.frequent(1)[0])
+        told: dict[str, int | str] = {"layer": self.asked, "expert": 0, "token": most}
+        if self.sizes.rules:
+            told["rule"] = self.sizes.rules[0]
+        asked = inspect.signature(QUERIES[name]).parameters.values()
+        if any(one.default is one.empty and one.name not in told for one in asked):
             return None
-        queries = importlib.import_module(place).QUERIES
-        if name not in queries:
-            return None
-        rules = self.sizes.rules
-        return queries[name](layer=self.asked, rule=rule or (rules[0] if rules else None))
+        return QUERIES[name](**{one.name: told[one.name] for one in asked if one.name in told})
+
+    def frequent(self, number: int) -> ndarray:
+        """Return the ids with most tokens, most first; among equals the lower."""
+        return self.seen[self.most(number)]
+
+    def most(self, number: int) -> ndarray:
+        """Return the places, among the seen ids, of those with most tokens, most first."""
+        return np.argsort(-self.seen_tokens, kind="stable")[:number]

@@ -34,7 +34,7 @@ _MARGINS = (
 )
 _DROPPED = "bit m * choices + r: choice r of sparse layer m found no slot"
 _NUMBERS = ("experts", "choices", "vocabulary_size", "length")
-_LISTS = {"layers": int, "slices": str, "rules": str}
+_LISTS = {"layers": int, "slices": str, "rules": str, "recorded": str}
 _DIGESTS = ("model_digest", "tokenizer_digest", "corpus_digest")
 
 
@@ -52,7 +52,7 @@ class Head:
 
     layers  numbers of the sparse layers in the model; `l0_e0` is of the first of them
     slices  names in the order of their numbers
-    recipe  of the audit's manifest
+    recipe, recorded  of the audit's manifest; recorded (): it does not say what its run knew
     """
 
     model_digest: str | None
@@ -66,6 +66,7 @@ class Head:
     slices: tuple[str, ...]
     rules: tuple[str, ...]
     recipe: Mapping[str, Any]
+    recorded: tuple[str, ...] = ()
     spec_version: str = SPEC_VERSION
 
     @classmethod
@@ -90,6 +91,7 @@ class Head:
             slices=tuple(one["name"] for one in corpus["slices"]),
             rules=rules,
             recipe=json.loads(json.dumps(recipe)),  # as it will be read
+            recorded=tuple(manifest.get("recorded", ())),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -119,13 +121,9 @@ class Head:
             recipe = _sound(lists, json.loads(found["recipe"]))
         except (KeyError, ValueError, TypeError) as error:
             raise UsageError(f"{where}: its metadata is not that of a trace ({error})") from error
-        return cls(
-            **{name: found.get(name) or None for name in _DIGESTS},
-            **numbers,
-            **lists,
-            recipe=recipe,
-            spec_version=found.get("spec_version", ""),
-        )
+        given: dict[str, Any] = {name: found.get(name) or None for name in _DIGESTS}
+        version = found.get("spec_version", "")
+        return cls(**given, **numbers, **lists, recipe=recipe, spec_version=version)
 
     def differs(self, other: Head) -> str | None:
         """Return what first tells it from another head, in words; None: nothing."""
@@ -135,19 +133,19 @@ class Head:
         return None
 
 
-def _number(value: Any) -> int:
+def _number(value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{value!r} is no number above 0")
     return value
 
 
-def _list(value: Any, of: type) -> tuple[Any, ...]:
+def _list(value: Any, of: type) -> Any:
     if not isinstance(value, list) or not all(type(one) is of for one in value):
         raise ValueError(f"{value!r} is no list of {of.__name__}")
     return tuple(value)
 
 
-def _sound(lists: Mapping[str, tuple[Any, ...]], recipe: Any) -> Mapping[str, Any]:
+def _sound(lists: Mapping[str, Any], recipe: Any) -> Mapping[str, Any]:
     if not lists["layers"] or not lists["slices"] or not isinstance(recipe, Mapping):
         raise ValueError("no layers, no slices, or no recipe")
     if not all(RULE.fullmatch(one) for one in lists["rules"]):

@@ -204,7 +204,7 @@ FIELDS = tuple(name for name in Routed.__dataclass_fields__ if name != "document
 def part(routed: Routed, start: int, stop: int) -> Routed:
     """Return some of the tokens."""
 
-    def cut(name: str) -> ndarray | None:
+    def cut(name: str) -> Any:
         values: ndarray | None = getattr(routed, name)
         if values is None:
             return None
@@ -218,7 +218,7 @@ def joined(first: Routed | None, second: Routed) -> Routed:
     if first is None:
         return second
 
-    def both(name: str) -> ndarray | None:
+    def both(name: str) -> Any:
         one, two = getattr(first, name), getattr(second, name)
         return None if one is None else np.concatenate([one, two], axis=_AXES.get(name, 0))
 

@@ -1,0 +1,78 @@
+"""What a report claims, at a false-positive rate for all its claims together. Spec: AUDIT-26, AUDIT-28.
+
+A claim is of a key in a layer, or of the ends of rows under a capacity rule. With m claims in a report,
+each end of an interval is at the level 1 - RATE/m, so that routing by chance is called something by one
+report of a hundred at most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from openmoe_reference import audit_inference
+from openmoe_tools.audit.measures.drops import ends
+from openmoe_tools.audit.measures.intervals import at_level
+from openmoe_tools.audit.measures.view import KEYS, View
+
+RATE = 0.01
+HOLDS, PART, NOT, UNDECIDED, UNTOLD = (
+    *("holds", "in part", "does not hold", "not decided", "not recorded"),
+)
+CLEAR, NOTHING = 0.5, 0.05
+"""A gain whose lower end is above the first holds; one whose upper end is below the second is none."""
+MORE, NO_MORE = 1.5, 0.01
+"""Times as many drops at the end of rows as at their start; a difference that is none."""
+
+
+class Claim(NamedTuple):
+    """An estimate with both ends of its interval, each at the level of the report's claims."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def made(self) -> bool:
+        """Return whether it is claimed that there is something."""
+        return self.low > 0
+
+
+def number(view: View) -> int:
+    """Return how many claims a report tests: layers times keys, and capacity rules."""
+    keys = sum(view.untold(key) is None for key in KEYS)
+    rules = len(view.sizes.rules) if view.has("drops") and view.has("positions") else 0
+    return max(view.sizes.layers * keys + rules, 1)
+
+
+def level(view: View) -> float:
+    """Return the level of an interval of which each end is at 1 - RATE/m."""
+    return 1 - 2 * RATE / number(view)
+
+
+def of_key(view: View, key: str, layer: int) -> Claim | None:
+    """Return the claim that a key tells of the first choice; none where it cannot be said."""
+    found = view.gain(key, layer)
+    return None if found is None else Claim(found.gain, *at_level(found, level(view)))
+
+
+def of_drops(view: View, rule: int, layer: int) -> Claim | None:
+    """Return the claim that more is dropped at the end of rows; none where it cannot be said."""
+    found = ends(view, rule, layer)
+    if not (math.isfinite(found.difference) and np.isfinite(found.replicates).all()):
+        return None
+    interval = audit_inference.bootstrap_interval(
+        found.difference, found.replicates, level=level(view)
+    )
+    return Claim(found.difference, *interval)
+
+
+def answer(claim: Claim | None) -> str:
+    """Return what a claim about a key comes to."""
+    if claim is None:
+        return UNDECIDED
+    if claim.made:
+        return HOLDS if claim.low > CLEAR else PART
+    return NOT if claim.high < NOTHING else UNDECIDED
