@@ -42,7 +42,7 @@ LEGAL.update(
         "audit.check_choices": {
             "expert_index": CHOSEN,
             "num_experts": E,
-            "sizes": {},
+            "sizes": {"N": 5, "K": 2},
             "name": "expert_index",
         },
         "audit.check_counts": {"name": "counts", "counts": COUNTS},

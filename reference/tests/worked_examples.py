@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import worked_attention
+import worked_audit
+import worked_audit_inference
+import worked_audit_measures
 import worked_checkpoints
 import worked_configuration
 import worked_data
@@ -48,6 +51,9 @@ CHAPTERS = (
     worked_documents,
     worked_meshes,
     worked_checkpoints,
+    worked_audit,
+    worked_audit_measures,
+    worked_audit_inference,
     worked_dialects,
 )
 """The modules that hold the examples, in the order of SPEC.md."""

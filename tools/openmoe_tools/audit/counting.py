@@ -1,6 +1,6 @@
 """Counting of routed tokens and of groups into the tables of an audit: integers, exact, fast.
 
-Spec: AUDIT-02, AUDIT-10 to AUDIT-14, AUDIT-16, AUDIT-17, AUDIT-21, AUDIT-25.
+Spec: AUDIT-02, AUDIT-10, AUDIT-12 to AUDIT-14, AUDIT-16, AUDIT-17, AUDIT-21, AUDIT-25.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _Batch:
         self._count_documents(arrays, self._neighbours(arrays), self._drops(arrays))
 
     def _count_experts(self, arrays: Arrays) -> None:
-        """Count experts that the same token chose. Spec: AUDIT-10, AUDIT-11."""
+        """Count experts that the same token chose. Spec: AUDIT-10."""
         experts, ranks = self.sizes.experts, range(self.sizes.choices)
         upper = (self.layer[:, None, None] * experts + self.expert) * experts  # [L, K, N]
         for i in ranks:

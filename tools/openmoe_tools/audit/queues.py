@@ -60,7 +60,7 @@ def groups_of(expert: ndarray, position: ndarray, capacity: int, num_experts: in
 
     expert    integers [L, G, T, K]; -1 is no expert
     position  int32 [L, G, T, K], each layer as `positions` gives it
-    Errors: UsageError. Spec: AUDIT-16, AUDIT-20.
+    Errors: UsageError. Spec: AUDIT-13, AUDIT-16.
     """
     _check(expert, num_experts)
     layers, groups, tokens, _ = expert.shape

@@ -34,8 +34,6 @@ _LARGEST_SIZES = 1 << 20
 """Bytes of `sizes.json`, at most."""
 _LARGEST_HEADER = 10 + (1 << 16)
 """Bytes before the values of an array, at most."""
-_DENSEST = 1100
-"""So many times its own size a deflated entry holds at most."""
 _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
     *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, UsageError),
@@ -115,8 +113,6 @@ def _entry(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     entry = archive.getinfo(name)
     if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ValueError(f"{name} is compressed in another way")
-    if entry.file_size > _DENSEST * max(1, entry.compress_size):
-        raise ValueError(f"{name} is denser than any array packs")
     return entry
 
 

@@ -41,7 +41,7 @@ class Tables:
 
         A row's tokens must be given together: neighbours are looked for among what is given at once.
         What is not known of the tokens leaves its tables as they are.
-        Errors: UsageError. Spec: AUDIT-02, AUDIT-10 to AUDIT-14, AUDIT-16, AUDIT-17, AUDIT-25.
+        Errors: UsageError. Spec: AUDIT-02, AUDIT-10, AUDIT-12 to AUDIT-14, AUDIT-16, AUDIT-17, AUDIT-25.
         """
         counting.count(self.arrays, self.sizes, routed, groups)
 

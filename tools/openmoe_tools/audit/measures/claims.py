@@ -1,8 +1,9 @@
 """What a report claims, at a false-positive rate for all its claims together. Spec: AUDIT-26, AUDIT-28.
 
 A claim is of a key in a layer, or of the ends of rows under a capacity rule. With m claims in a report,
-each end of an interval is at the level 1 - RATE/m, so that routing by chance is called something by one
-report of a hundred at most.
+intervals are at the level 1 - RATE/m, so that routing by chance is called something by one report of a
+hundred at most; half of that, since claims look at lower ends alone, which leaves room for the bootstrap's
+own error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MORE, NO_MORE = 1.5, 0.01
 
 
 class Claim(NamedTuple):
-    """An estimate with both ends of its interval, each at the level of the report's claims."""
+    """An estimate with the ends of its interval, at the level of the report's claims."""
 
     value: float
     low: float
@@ -48,8 +49,8 @@ def number(view: View) -> int:
 
 
 def level(view: View) -> float:
-    """Return the level of an interval of which each end is at 1 - RATE/m."""
-    return 1 - 2 * RATE / number(view)
+    """Return the level of the intervals of claims."""
+    return 1 - RATE / number(view)
 
 
 def of_key(view: View, key: str, layer: int) -> Claim | None:

@@ -107,7 +107,7 @@ def _key(view: View, key: str, claim: Claim | None) -> Made:
         key.replace(" ", "_"),
         TITLES[key],
         (_told(view, key, claim), statement, numbers),
-        rule=f"Held-out gain in layer {layer}, each end of its interval at 1 - {claims.RATE}/m. holds: lower end above "
+        rule=f"Held-out gain in layer {layer}, its interval at the level 1 - {claims.RATE}/m. holds: lower end above "
         f"{claims.CLEAR}; in part: above 0; does not hold: not claimed and upper end below {claims.NOTHING}.",
         clauses=["AUDIT-23", "AUDIT-26", "AUDIT-28"],
     )
@@ -125,7 +125,7 @@ def _reason(view: View, key: str) -> str:
 def _ending(view: View) -> Made:
     identifier, finding = "drop_towards_the_end", "Tokens are dropped towards the end of the text"
     rule = (
-        f"Any-drop ratio of the last quarter of positions less that of the first, under the first rule. holds: lower "
+        f"Any-drop ratio of the last quarter of positions less that of the first, under the first rule, its interval at the level 1 - {claims.RATE}/m. holds: lower "
         f"end above 0 and the last at least {claims.MORE} times the first; in part: lower end above 0; does not "
         f"hold: upper end below {claims.NO_MORE}."
     )
@@ -170,7 +170,7 @@ def _notes(view: View) -> list[str]:
     notes = [
         f"The verdict is about layer {view.layers[view.asked]}, as the paper's figures are about its third sparse layer.",
         (
-            f"m = {number} claims: each end of a claim's interval is at 1 - {claims.RATE}/{number}, so that routing "
+            f"m = {number} claims: the verdict's intervals are at the level 1 - {claims.RATE}/{number}, so that routing "
             "by chance is called something in one report of a hundred at most."
         ),
     ]

@@ -10,7 +10,9 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit, audit_inference
+from openmoe_spec.errors import RejectedError
 from openmoe_tools.audit.layout import FOLDS, POSITION_BINS, Sizes
+from openmoe_tools.audit.measures.intervals import held_out
 
 PAPERS_LAYER = 2
 """The paper shows its third sparse layer where it shows one."""
@@ -131,9 +133,12 @@ class View:
         if self.untold(key) or self.folds() < FOLDS:
             return None
         by_fold = self.by_fold(key, layer)
-        if np.count_nonzero(by_fold.sum(axis=(0, 1))) < 2 or not by_fold.sum(axis=(1, 2)).all():
-            return None  # one expert has every token: nothing to guess
-        return audit_inference.held_out_gain(by_fold)
+        if not by_fold.any(axis=(1, 2)).all():
+            return None
+        try:
+            return held_out(by_fold)
+        except RejectedError:  # one expert has every token, but for those of a fold
+            return None
 
     def once(self, key: tuple[str | int, ...], made: Callable[[], Any]) -> Any:
         """Return what was made for a key before, or make it."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from operator import index
 
+import numpy as np
+
 from openmoe_conformance.outcome import UsageError
+from openmoe_reference.audit_measures import MARGIN_THRESHOLDS, NEAR_TIE
 from openmoe_tools.audit.trace.columns import RULE
 
 
@@ -134,11 +137,56 @@ SELECT slice, count(*) AS pairs,
 FROM pairs WHERE before IS NOT NULL GROUP BY ALL ORDER BY slice"""
 
 
+def transition(layer: int) -> str:
+    """Return SQL for how often a first choice is followed by another, of neighbours in a row."""
+    return f"""\
+WITH pairs AS (
+  SELECT expert, lead(expert) OVER (PARTITION BY "row" ORDER BY position) AS next
+  FROM choices WHERE layer = {index(layer)} AND rank = 0
+)
+SELECT expert, next, count(*) AS pairs
+FROM pairs WHERE next IS NOT NULL GROUP BY ALL ORDER BY expert, next"""
+
+
+def cross_layer(layer: int, other: int | None = None) -> str:
+    """Return SQL for how many tokens chose an expert in one layer and another in a second, in all ranks.
+
+    other  None: the layer before; of the first, the one behind
+    """
+    second = (index(layer) - 1 if layer else 1) if other is None else index(other)
+    above, below = sorted((index(layer), second))
+    return f"""\
+WITH together AS (
+  SELECT a.experts AS above, b.experts AS below, count(*) AS tokens
+  FROM (SELECT "row", position, experts FROM decisions WHERE layer = {above}) AS a
+  JOIN (SELECT "row", position, experts FROM decisions WHERE layer = {below}) AS b
+  USING ("row", position) GROUP BY ALL
+), first AS (
+  SELECT unnest(above) AS expert, below, tokens FROM together
+), pairs AS (
+  SELECT expert, unnest(below) AS other, tokens FROM first
+)
+SELECT expert, other, sum(tokens)::BIGINT AS tokens
+FROM pairs GROUP BY ALL ORDER BY expert, other"""
+
+
 def margins(layer: int) -> str:
     """Return SQL for tokens by the code of the margin between choices K and K + 1."""
     return f"""\
 SELECT slice, margin AS code, count(*) AS tokens
 FROM decisions WHERE layer = {index(layer)} GROUP BY ALL ORDER BY slice, code"""
+
+
+_NEAR = int(np.searchsorted(MARGIN_THRESHOLDS, np.float32(NEAR_TIE), side="right"))
+"""The first code that is no near tie."""
+
+
+def near_ties(layer: int) -> str:
+    """Return SQL for the part of tokens whose last choice is within 2^-7 of the next expert's logit."""
+    return f"""\
+SELECT slice, count(*) AS tokens, count(*) FILTER (margin < {_NEAR}) AS near,
+  count(*) FILTER (margin < {_NEAR}) / count(*) AS share
+FROM decisions WHERE layer = {index(layer)} GROUP BY ALL ORDER BY slice"""
 
 
 QUERIES: Mapping[str, Callable[..., str]] = {
@@ -155,7 +203,10 @@ QUERIES: Mapping[str, Callable[..., str]] = {
         coactivation,
         top_tokens,
         repetition,
+        transition,
+        cross_layer,
         margins,
+        near_ties,
     )
-}
+} | {"slice_radar": slice_shares}
 """SQL by name; each takes the layer, and some a rule, an expert, an id."""

@@ -41,7 +41,8 @@ class Request:
     sql     a SELECT; None with `figure`, or to be told what there is to ask
     figure  a name of `queries.QUERIES`, or of the figures that the caller knows
     layer   of a named query, by its number among the sparse ones; None: the third, or the last
-    rule    of a named query; None: the first; expert, token: of those that take one
+    rule    of a named query; None: the first
+    expert  of a named query that takes one; token: likewise, None: the most frequent id
     """
 
     folder: Path
@@ -52,7 +53,7 @@ class Request:
     layer: int | None = None
     rule: str | None = None
     expert: int = 0
-    token: int = 0
+    token: int | None = None
 
 
 def query(request: Request, figures: Mapping[str, str] | None = None) -> int:
@@ -67,7 +68,7 @@ def query(request: Request, figures: Mapping[str, str] | None = None) -> int:
     with views.connected(request.folder) as (connection, trace):
         sql = request.sql
         if request.figure is not None:
-            sql = _of_figure(request, trace.head, figures or {})
+            sql = _of_figure(request, connection, trace.head, figures or {})
         if sql is None:
             if request.json or request.csv:
                 raise UsageError("--json, --csv: need SQL or --figure, of which they are the rows")
@@ -80,7 +81,7 @@ def query(request: Request, figures: Mapping[str, str] | None = None) -> int:
 # ---- what is asked -------------------------------------------------------------------------------
 
 
-def _of_figure(request: Request, head: Head, figures: Mapping[str, str]) -> str:
+def _of_figure(request: Request, connection: Any, head: Head, figures: Mapping[str, str]) -> str:
     """Return the SQL of a figure, or of a named query with its arguments. Errors: UsageError."""
     name = str(request.figure)
     if name in figures:
@@ -93,11 +94,20 @@ def _of_figure(request: Request, head: Head, figures: Mapping[str, str]) -> str:
         raise UsageError(
             f"--layer {layer}: the trace has sparse layers 0 to {len(head.layers) - 1}"
         )
-    given: dict[str, Any] = {"layer": layer, "expert": request.expert, "token": request.token}
+    given: dict[str, Any] = {"layer": layer, "expert": request.expert}
     taken = inspect.signature(QUERIES[name]).parameters
+    if "token" in taken:
+        given["token"] = _frequent(connection) if request.token is None else request.token
     if "rule" in taken:
         given["rule"] = _rule(request.rule, head)
     return QUERIES[name](**{one: given[one] for one in taken if one in given})
+
+
+def _frequent(connection: Any) -> int:
+    """Return the id that most tokens have; among equals the lower."""
+    counted = "SELECT token FROM trace GROUP BY token ORDER BY count(*) DESC, token LIMIT 1"
+    with _explained():
+        return int(connection.execute(counted).fetchall()[0][0])
 
 
 def _rule(rule: str | None, head: Head) -> str:

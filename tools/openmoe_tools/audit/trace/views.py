@@ -155,10 +155,12 @@ def _pieces(connection: Any, path: Path) -> None:
         return
     try:
         pieces = json.loads(path.read_text(encoding="utf-8"))
-        numbers = pa.array(range(len(pieces)), pa.int32())
-        found = pa.table({"token": numbers, "piece": pa.array(pieces, pa.string())})
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path}: is no list of pieces ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(pieces, list) or not all(isinstance(one, str) for one in pieces):
+        raise UsageError(f"{path}: is no list of pieces, which are texts")
+    numbers = pa.array(range(len(pieces)), pa.int32())
+    found = pa.table({"token": numbers, "piece": pa.array(pieces, pa.string())})
     connection.register("given", found)
     connection.execute("CREATE TABLE pieces AS SELECT * FROM given")
     connection.unregister("given")

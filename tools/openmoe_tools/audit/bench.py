@@ -1,0 +1,306 @@
+"""What an audit costs: beside the forward pass alone, by tables, in memory, in SQL, and as a page.
+
+python -m openmoe_tools.audit.bench [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmoe_reference.initialisation import initialise
+from openmoe_spec.config import Configuration
+from openmoe_tools import files
+from openmoe_tools.audit import folder
+from openmoe_tools.audit.bench_text import SIZES, manifest, routed
+from openmoe_tools.audit.flattening import flat, replayed
+from openmoe_tools.audit.layout import Sizes
+from openmoe_tools.audit.model import Audited
+from openmoe_tools.audit.recording import How, Machine
+from openmoe_tools.audit.rules import rules, what_ifs
+from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.text import Call
+
+ROUNDS = 7
+MODEL = Configuration(
+    name="small",
+    num_layers=6,
+    num_moe_layers=3,
+    embed_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    num_experts=8,
+    vocabulary_size=8320,
+    max_length=512,
+)
+"""The preset `small`."""
+ROWS = 8
+NEEDED = ("token", "position", "slice", "slice_token", "drop", "group_load", "group_use")
+"""Tables that every report needs."""
+QUERY_TOKENS = 4_000_000
+MEMORY_TOKENS = (100_000, 10_000_000)
+
+
+def in_turns(
+    programs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Return the median seconds of each program, run in turns after a first time."""
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(rounds + 1):
+        for name, program in programs.items():
+            begun = time.perf_counter()
+            program()
+            if number:
+                taken[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _state(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+# ---- beside the forward pass ----------------------------------------------------------------------
+
+
+def tracing_section() -> str:
+    """Return what the pass of an audit takes beside the model's forward pass alone, as Markdown."""
+    import jax  # noqa: PLC0415 - an optional extra
+
+    from openmoe_production.model import forward, stack  # noqa: PLC0415
+
+    weights = initialise(MODEL, np.random.default_rng(0))
+    audited = Audited(Path("small"), MODEL, weights, None, "0" * 64)
+    ids = np.random.default_rng(1).integers(1, 8000, (ROWS, 512), np.int32)
+    ids[:, 0] = 0
+    targets = np.roll(ids, -1, axis=1)
+    targets[:, -1] = 1
+    call = Call(0, ids, targets, 0, ("a",) * ROWS, np.arange(ROWS), ("a",))
+    record = Machine(How(), audited).recorder(audited)
+    ours = rules(MODEL, ROWS, 512, factor=MODEL.eval_capacity_factor)
+    asked = what_ifs(MODEL, ROWS, 512, ours[0])
+    sizes = Sizes(8320, 512, 1, 3, 8, 2, tuple(one.name for one in ours), asked)
+    tables = Tables(sizes)
+    tensors = stack(weights, MODEL)
+    plain = jax.jit(
+        lambda parameters, batch: forward(parameters, batch, MODEL).logits.argmax(axis=-1)
+    )
+    batch = {"decoder_input_tokens": ids, "decoder_target_tokens": targets}
+
+    def counted(*, with_replay: bool) -> None:
+        found = record(ids, targets)
+        one = flat(call, found, ours)
+        tables.add(one.routed, [[groups] for groups in one.groups])
+        if with_replay:
+            for number, dropped in replayed(call, found, ours[0], asked):
+                tables.add_what_if(number, dropped, one.routed.position)
+
+    seconds = in_turns(
+        {
+            "forward pass to the likeliest ids": lambda: plain(tensors, batch).block_until_ready(),
+            "the routers' decisions alone": lambda: record(ids, targets),
+            "an audit's call, one after another": lambda: counted(with_replay=False),
+            f"the same with {len(asked)} replays": lambda: counted(with_replay=True),
+        }
+    )
+    bound, *_ = seconds.values()
+    rows = [
+        f"| {name} | {1000 * one:.0f} | {one / bound:.2f} | {ROWS * 512 / one:,.0f} |"
+        for name, one in seconds.items()
+    ]
+    most = seconds["an audit's call, one after another"] / bound
+    return "\n".join(
+        [
+            "## Beside the forward pass",
+            "",
+            "The preset `small`, calls of 8 x 512 ids. The output projection is not computed for an audit. In a run, a "
+            "call is counted while the next one is computed.",
+            "",
+            "| what | ms | of the forward pass | tokens/s |",
+            "| -- | -- | -- | -- |",
+            *rows,
+            "",
+            f"Target: at most 1.10 of the forward pass: {_state(most <= 1.10)}.",
+            "",
+        ]
+    )
+
+
+# ---- counting -------------------------------------------------------------------------------------
+
+
+def counting_section() -> str:
+    """Return token-layers that are counted in a second, as Markdown."""
+    from openmoe_tools.audit import counting  # noqa: PLC0415
+
+    batches = [routed(seed, 16_384) for seed in range(4)]
+    tables = Tables(SIZES)
+    number = iter(range(10**9))
+
+    def all_of_them() -> None:
+        one, groups = batches[next(number) % len(batches)]
+        tables.add(one, groups)
+
+    def needed() -> None:
+        one, groups = batches[next(number) % len(batches)]
+        counting.count(tables.arrays, SIZES, one, groups, only=NEEDED)
+
+    seconds = in_turns({"needed": needed, "all": all_of_them})
+    token_layers = 16_384 * SIZES.layers
+    rates = {name: token_layers / one / 1e6 for name, one in seconds.items()}
+    return f"""## Counting
+
+Batches of 16,384 tokens, L = {SIZES.layers}, E = {SIZES.experts}, K = {SIZES.choices}, V = {SIZES.vocabulary:,}, \
+{SIZES.slices} slices, two capacity rules; one core.
+
+| tables | million token-layers/s | target |
+| -- | -- | -- |
+| {", ".join(NEEDED)} | {rates["needed"]:.2f} | >= 2: {_state(rates["needed"] >= 2)} |
+| all, replicates of the bootstrap, margins and gates among them | {rates["all"]:.2f} | |
+"""
+
+
+# ---- memory ---------------------------------------------------------------------------------------
+
+_COUNTED = """
+import sys
+from openmoe_tools.audit.bench_text import SIZES, routed
+from openmoe_tools.audit.tables import Tables
+tables = Tables(SIZES)
+left, seed = int(sys.argv[1]), 0
+while left > 0:
+    size = min(16384, left)
+    one, groups = routed(seed % 64, size)
+    tables.add(one, groups)
+    left, seed = left - size, seed + 1
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+def memory_section() -> str:
+    """Return the peak memory of counting few and many tokens, as Markdown."""
+    peaks = [_peak(number) for number in MEMORY_TOKENS]
+    if None in peaks:
+        return "## Memory\n\nNot measured: the system does not tell.\n"
+    few, many = (float(one or 0) for one in peaks)
+    rows = [
+        f"| {number:,} | {one / 1e6:.2f} |"
+        for number, one in zip(MEMORY_TOKENS, (few, many), strict=True)
+    ]
+    return "\n".join(
+        [
+            "## Memory",
+            "",
+            "Peak of a process that counts tokens of the sizes above, with ids among the same "
+            "20,000, as frequent as words are.",
+            "",
+            "| tokens | GB |",
+            "| -- | -- |",
+            *rows,
+            "",
+            f"Target: equal within 5 %: {many / few - 1:+.1%}, {_state(abs(many / few - 1) <= 0.05)}.",
+            "",
+        ]
+    )
+
+
+def _peak(tokens: int) -> float | None:
+    result = subprocess.run(  # noqa: S603 - this interpreter
+        [sys.executable, "-c", _COUNTED, str(tokens)], capture_output=True, text=True, check=True
+    )
+    found = re.fullmatch(r"(\d+)\s*", result.stdout)
+    return None if found is None else float(found[1])
+
+
+# ---- trace and report -----------------------------------------------------------------------------
+
+
+def trace_section(work: Path) -> str:
+    """Return how large a trace is, and how long figure 14 takes of it, as Markdown."""
+    from openmoe_tools.audit.trace import queries, querying  # noqa: PLC0415
+    from openmoe_tools.audit.trace.writing import TraceWriter  # noqa: PLC0415
+
+    path = work / "audit"
+    begun = time.perf_counter()
+    with TraceWriter(path / folder.TRACE, manifest(), after=0) as writer:
+        for seed in range(-(-QUERY_TOKENS // 65_536)):
+            writer.add(replace(routed(seed % 16, 65_536)[0], entropy=None))
+    written = time.perf_counter() - begun
+    size = sum(one.stat().st_size for one in (path / folder.TRACE).glob("*.parquet"))
+    tokens = -(-QUERY_TOKENS // 65_536) * 65_536
+    sql = queries.QUERIES["token_spread"](layer=0)
+    taken = in_turns({"query": lambda: _queried(querying, path, sql)}, 3)["query"]
+    return f"""## Trace
+
+{tokens:,} tokens, L = {SIZES.layers}, K = {SIZES.choices}, drops of two rules and margins: {size / tokens:.2f} bytes \
+a token, drawing and writing {written:.0f} s.
+The query of figure 14 in DuckDB, opening included: {taken:.2f} s. Target: at most 2 s: {_state(taken <= 2)}.
+"""
+
+
+def _queried(querying: Any, path: Path, sql: str) -> None:
+    with querying.opened(path) as connection:
+        connection.execute(sql).fetchall()
+
+
+def report_section() -> str:
+    """Return how large a report is, and how long it takes, as Markdown."""
+    from openmoe_tools.audit.measures import report  # noqa: PLC0415
+    from openmoe_tools.audit.report import page  # noqa: PLC0415
+
+    tables = Tables(SIZES)
+    for seed in range(64):
+        tables.add(*routed(seed, 16_384))
+    pieces = [f"piece{i}" for i in range(SIZES.vocabulary)]
+    audit = folder.Audit(manifest(), tables, None, pieces, [], Path("audit"))
+    begun = time.perf_counter()
+    made = report.make(audit)
+    measured = time.perf_counter() - begun
+    text = page.render(made)
+    drawn = time.perf_counter() - begun - measured
+    size = len(text.encode()) / 1e6
+    return f"""## Report
+
+Of 64 x 16,384 tokens of the sizes above: {size:.1f} MB; {measured:.1f} s to measure, {drawn:.1f} s to write the page. \
+Target: at most 3 MB: {_state(size <= 3)}.
+"""
+
+
+def main() -> None:
+    """Measure, print the page and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    files.writable(asked.output)
+    head = (
+        f"# Benchmarks of the audit\n\nPython {platform.python_version()}, NumPy {np.__version__}, "
+        f"{len(os.sched_getaffinity(0))} cores.\nTimes are medians of programs that ran in turns in one process.\n"
+    )
+    with tempfile.TemporaryDirectory() as work:
+        sections = [
+            tracing_section(),
+            counting_section(),
+            memory_section(),
+            trace_section(Path(work)),
+            report_section(),
+        ]
+    text = "\n".join([head, *sections])
+    print(text)
+    files.write(asked.output, lambda: text)
+
+
+if __name__ == "__main__":
+    main()
