@@ -574,14 +574,16 @@ def jackknife_interval(
 def held_out_gain(by_fold: Sequence[Choices], *, level: float = 0.95) -> list[float]:
     """Return accuracy, baseline, gain and the gain's interval by leaving out one fold.
 
-    To leave out a fold is to leave out its tokens, hits and misses; the guesses of the others stay.
+    A fold that is left out is neither guessed nor guessed from.
     """
     rows = hits_by_fold(by_fold)
     tokens, hits, baseline = (sum(column) for column in zip(*rows, strict=True))
-    left_out = [
-        gain_of(*(total - own for total, own in zip((tokens, hits, baseline), row, strict=True)))
-        for row in rows
-    ]
+    left_out = []
+    for place in range(len(by_fold)):
+        others = [fold for i, fold in enumerate(by_fold) if i != place]
+        left_out.append(
+            gain_of(*(sum(column) for column in zip(*hits_by_fold(others), strict=True)))
+        )
     gain = gain_of(tokens, hits, baseline)
     interval = jackknife_interval(gain, left_out, level=level)
     return [hits / tokens, baseline / tokens, gain, *interval]

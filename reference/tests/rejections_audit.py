@@ -322,6 +322,8 @@ def first_choices() -> Iterator[Row]:
     yield from rows_of_values("audit_inference.information", "counts", none, *CLAUSE)
     folds = {
         "one fold": FIRST[None],
+        "two folds, one of which would be left": np.stack([FIRST] * 2),
+        "one fold alone where the baseline is wrong": np.array([[[9, 1]], [[5, 0]], [[5, 0]]]),
         "no token": np.zeros((3, 2, 2), np.int64),
         "one expert, never missed": np.ones((3, 2, 1), np.int64),
     }

@@ -230,7 +230,7 @@ def of_tokens() -> Iterator[Example]:
     """Yield the ids of each expert by three rankings, and how special its vocabulary is."""
     table = {"counts": whole([[[one], [other]] for one, other in OF_IDS])}
     # Of 84 tokens 53 choose the first: its lifts are (c + 10 x 53/84)/(n + 10)/(53/84).
-    thirds = {"counts": whole([[[n], [2 * n]] for n in (2, 1, 4, 3)])}
+    thirds = {"counts": whole([[[n], [2 * n]] for n in range(1, 7)])}
     ranked = {
         "count": [[0, 3, 2, 1, -1, -1], [0, 4, 3, 1, -1, -1]],
         "precision": [[1, 3, 0, -1, -1, -1], [0, 1, 3, -1, -1, -1]],
@@ -247,8 +247,8 @@ def of_tokens() -> Iterator[Example]:
     }
     cases["audit_top_of_equals"] = (
         "ids that choose as the whole text does have one lift",
-        thirds | {"by": "lift", "number": 4},
-        whole([[0, 1, 2, 3]] * 2),
+        thirds | {"by": "lift", "number": 6},
+        whole([[*range(6)]] * 2),
     )
     cases["audit_top_two"] = (
         "the first two of two choices, an id that never chose the third expert",

@@ -201,7 +201,7 @@ def refused() -> Iterator[Example]:
         ("replicate_none", "a replicate that is no number", "bootstrap_interval",
          {"estimate": 0.5, "replicates": real([0.5, math.nan, 0.25])}),
         ("estimate_none", "an estimate that is no number", "bootstrap_interval",
-         three | {"estimate": math.inf}),
+         three | {"estimate": real(math.inf)}),
         ("loads_of_0", "no choice", "load_statistics", {"loads": whole([0, 0, 0])}),
         ("near_ties_of_0", "no margin", "near_tie_share", {"histogram": np.zeros(256, np.int64)}),
         ("information_of_0", "no token", "information", {"counts": whole([[0, 0], [0, 0]])}),

@@ -24,8 +24,8 @@ from openmoe_tools.audit.tables import Tables
 from openmoe_tools.audit.text import Call
 
 WIDTH, LENGTH, ROWS, SLICES, EXPERTS, IDS = 32, 64, 8, 3, 8, 200
-CONSTANT, START, MEAN = 0, 1, 8
-"""Dimensions: what all ids have; what the start token has; where the means of the first ones are put."""
+CONSTANT, START, WITH_THE_FREQUENT, MEAN = 0, 1, 7, 8
+"""Dimensions: what all ids have, the start token, frequent ids; where means of the first ones are put."""
 MARKERS = (4, 5, 6)
 """Ids that documents of a slice begin with."""
 MODEL = Configuration(
@@ -101,11 +101,15 @@ def by_slice(_: int) -> Audited:
 
 
 def late_dropping(seed: int) -> Audited:
-    """Nearly all ids prefer the same two experts, whose slots are taken by the first tokens of a group."""
+    """The most frequent ids prefer one expert, whose slots the first tokens of a group take."""
     model = by_token(seed)
-    router = model.weights[ROUTER].copy()
-    router[CONSTANT, :2] = 60, 50
-    return _model(model.weights["token_embedder/embedding"], router)
+    embedding, router = (
+        model.weights["token_embedder/embedding"].copy(),
+        model.weights[ROUTER].copy(),
+    )
+    embedding[10:15, WITH_THE_FREQUENT] = 10
+    router[WITH_THE_FREQUENT, 0] = 100
+    return _model(embedding, router)
 
 
 class ByChance:
@@ -178,8 +182,14 @@ def _manifest(ours, sizes, number):
         "version": "0",
         "source": "run",
         "model": {
-            "name": "planted", "path": "planted", "step": None, "digest": "0" * 64,
-            "layers": [1], "experts": EXPERTS, "choices": 2, "vocabulary_size": IDS,
+            "name": "planted",
+            "path": "planted",
+            "step": None,
+            "digest": "0" * 64,
+            "layers": [1],
+            "experts": EXPERTS,
+            "choices": 2,
+            "vocabulary_size": IDS,
             "certificate": {"status": "none", "file": None},
         },
         "tokenizer": None,
@@ -188,9 +198,18 @@ def _manifest(ours, sizes, number):
             "slices": [one | {"documents": 1, "tokens": 1, "bytes": 1} for one in slices],
         },
         "recipe": {
-            "rows": ROWS, "length": LENGTH, "tokens": None, "share": None, "mesh": None,
-            "backend": "reference", "dtype": "float32", "capacity": "evaluation",
-            "capacity_factor": 2.0, "seed": 0, "folds": 8, "replicates": 100,
+            "rows": ROWS,
+            "length": LENGTH,
+            "tokens": None,
+            "share": None,
+            "mesh": None,
+            "backend": "reference",
+            "dtype": "float32",
+            "capacity": "evaluation",
+            "capacity_factor": 2.0,
+            "seed": 0,
+            "folds": 8,
+            "replicates": 100,
             "rules": [one.manifest() for one in ours],
             "what_if": [one._asdict() for one in sizes.what_if],
         },

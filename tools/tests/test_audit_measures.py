@@ -69,7 +69,7 @@ def tables_of(drawn):
         made.add_what_if(index, found.dropped[0], found.position)
     probability = rng.dirichlet(np.ones(sizes.experts), (len(found.row), sizes.layers)).sum(axis=0)
     logs = np.full((sizes.layers, 2), len(found.row), np.int64)
-    logs[:, 1] <<= 31  # squares of 2 on the mean
+    logs[:, 1] <<= 11  # squares of 2 on the mean
     made.add_probabilities((probability * 2**30).astype(np.int64), logs)
     return made, found
 

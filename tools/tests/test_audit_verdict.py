@@ -119,7 +119,7 @@ def test_few_more_drops_at_the_end_hold_in_part():
     drawn = drawn_of.draw(5, documents=400)
     rng = np.random.default_rng(1)
     position = np.arange(32)[:, None, None]
-    made = rng.random(drawn.dropped.shape) < 0.5 + 0.1 * (position >= 24)
+    made = rng.random(drawn.dropped.shape) < 0.5 + 0.05 * (position >= 24)
     drawn = drawn_of.Drawn(**(vars(drawn) | {"dropped": made}))
     assert answers(drawn_of.audit(drawn))[0]["drop_towards_the_end"] == "in part"
 
@@ -293,7 +293,7 @@ def test_intervals_of_the_gain_cover_the_truth():
         fold = rng.integers(8, size=documents)[:, None]
         counts = np.zeros((8, vocabulary, experts), np.int64)
         np.add.at(counts, (fold, token, expert), 1)
-        found = intervals.held_out(counts)
+        found = held_out_gain(counts)
         covered += found.low <= truth <= found.high
     assert within(covered), covered
 

@@ -51,6 +51,14 @@ MODEL = Configuration(
 ROWS = 8
 NEEDED = ("token", "position", "slice", "slice_token", "drop", "group_load", "group_use")
 """Tables that every report needs."""
+_TRACING = (
+    "The preset `small`, calls of 8 x 512 ids. The output projection is not computed for an audit. "
+    "In a run, a call is counted while the next one is computed."
+)
+_MEMORY = (
+    "Peak of a process that counts tokens of the sizes above, with ids among the same 20,000, as "
+    "frequent as words are."
+)
 QUERY_TOKENS = 4_000_000
 MEMORY_TOKENS = (100_000, 10_000_000)
 
@@ -126,8 +134,7 @@ def tracing_section() -> str:
         [
             "## Beside the forward pass",
             "",
-            "The preset `small`, calls of 8 x 512 ids. The output projection is not computed for an audit. In a run, a "
-            "call is counted while the next one is computed.",
+            _TRACING,
             "",
             "| what | ms | of the forward pass | tokens/s |",
             "| -- | -- | -- | -- |",
@@ -204,8 +211,7 @@ def memory_section() -> str:
         [
             "## Memory",
             "",
-            "Peak of a process that counts tokens of the sizes above, with ids among the same "
-            "20,000, as frequent as words are.",
+            _MEMORY,
             "",
             "| tokens | GB |",
             "| -- | -- |",

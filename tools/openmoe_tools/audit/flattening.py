@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
 from openmoe_reference.audit import counted_tokens
-from openmoe_reference.audit_measures import margin_codes
-from openmoe_tools.audit import queues
-from openmoe_tools.audit.layout import ENTROPY_BINS, FIXED_POINT, GROUP_BINS, WhatIf
+from openmoe_tools.audit import probabilities, queues
+from openmoe_tools.audit.layout import GROUP_BINS, WhatIf
 from openmoe_tools.audit.recording import Recorded
 from openmoe_tools.audit.routed import Groups, Routed
 from openmoe_tools.audit.rules import Rule
@@ -24,7 +22,7 @@ class Flat(NamedTuple):
 
     groups        of each rule
     probability   int64 [L, E] sums of probabilities, in units of 2^-30
-    log_sum       int64 [L, 2] tokens, and sums of squared log-sum-exps of the logits, in units of 2^-30
+    log_sum       int64 [L, 2] tokens, and sums of squared log-sum-exps of the logits, in units of 2^-10
     """
 
     routed: Routed
@@ -56,6 +54,7 @@ def flat(call: Call, found: Recorded, rules: Sequence[Rule]) -> Flat:
     position = queues.positions(whole[:, 0], experts, "choices")[:, None]
     late = (position >= port.capacity).reshape(rows.shape)
     logits = by_row(found.logits)[:, here]  # [n, N, E]
+    summed = probabilities.summed(logits)
     place, column = np.nonzero(here)
     routed = Routed(
         row=call.row[place],
@@ -67,15 +66,22 @@ def flat(call: Call, found: Recorded, rules: Sequence[Rule]) -> Flat:
         documents=call.documents,
         dropped=np.stack([tokens(~by_row(found.kept)), tokens(late)]),
         place=np.stack([_places(place, column, rule, shape[1]) for rule in rules]),
-        margin=_margins(logits, rows.shape[-1]),
+        margin=_by_token(probabilities.margins(logits, rows.shape[-1])),
         gate=tokens(by_row(found.gate)),
-        entropy=None,
+        entropy=np.ascontiguousarray(summed.entropy.T),
     )
     groups = [
         queues.groups_of(found.expert, found.position, training.capacity, experts),
         queues.groups_of(whole, position, port.capacity, experts),
     ]
-    return _with_probabilities(routed, groups, logits)
+    tokens_of = np.full(len(logits), logits.shape[1], np.int64)
+    log_sum = np.stack([tokens_of, summed.squares], axis=1)
+    return Flat(routed, groups, summed.probability, log_sum)
+
+
+def _by_token(codes: ndarray | None) -> ndarray | None:
+    """[2, n, N] -> [2, N, n]."""
+    return None if codes is None else np.ascontiguousarray(codes.swapaxes(1, 2))
 
 
 def counted(call: Call) -> ndarray:
@@ -94,37 +100,6 @@ def _places(row: ndarray, column: ndarray, rule: Rule, length: int) -> ndarray:
     width = length if rule.groups == 1 else rule.padded[1]
     index = (row * width + column) % rule.group_size
     return (index * GROUP_BINS // rule.group_size).astype(np.int32)
-
-
-def _margins(logits: ndarray, k: int) -> ndarray | None:
-    """Return the codes of both margins, uint8 [2, N, n]; None where K = E has nothing to select among."""
-    experts = logits.shape[-1]
-    if experts <= k or experts < 2:
-        return None
-    ordered = -np.sort(-logits, axis=-1)
-    pairs = (ordered[..., k - 1] - ordered[..., k], ordered[..., 0] - ordered[..., 1])
-    return np.stack([margin_codes(one).T for one in pairs])
-
-
-def _with_probabilities(routed: Routed, groups: list[Groups], logits: ndarray) -> Flat:
-    exact = logits.astype(np.float64)
-    largest = exact.max(axis=-1, keepdims=True)
-    exponentials = np.exp(exact - largest)
-    total = exponentials.sum(axis=-1, keepdims=True)
-    probability = exponentials / total
-    log_sum = (np.log(total) + largest)[..., 0]
-    logs = np.log(np.maximum(probability, np.finfo(np.float64).tiny))
-    entropy = -(probability * logs).sum(axis=-1) / np.log(max(logits.shape[-1], 2))
-    codes = np.floor(np.clip(entropy, 0, 1) * (ENTROPY_BINS - 1)).astype(np.uint8)
-    scale = 2.0**FIXED_POINT
-    squares = np.rint(log_sum**2 * scale).astype(np.int64).sum(axis=1)
-    tokens = np.full(len(logits), logits.shape[1], np.int64)
-    return Flat(
-        replace(routed, entropy=np.ascontiguousarray(codes.T)),
-        groups,
-        np.rint(probability * scale).astype(np.int64).sum(axis=1),
-        np.stack([tokens, squares], axis=1),
-    )
 
 
 def replayed(

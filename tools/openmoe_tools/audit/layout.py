@@ -13,10 +13,17 @@ import numpy as np
 
 FOLDS, REPLICATES = 8, 100
 """Parts of the documents for held-out predictions; sets of weights of the document bootstrap."""
-POSITION_BINS, GROUP_BINS, RATIO_BINS, GATE_BINS, ENTROPY_BINS, MARGIN_CODES = 32, 64, 64, 64, 65, 256
+POSITION_BINS, GROUP_BINS, RATIO_BINS, GATE_BINS, ENTROPY_BINS, MARGIN_CODES = (
+    32,
+    64,
+    64,
+    64,
+    65,
+    256,
+)
 """Parts of a row, of a group, eighths of an octave of largest over mean load, parts of [0, 1], codes."""
-FIXED_POINT = 30
-"""Binary places of sums of probabilities and gates."""
+FIXED_POINT, SQUARES_POINT = 30, 10
+"""Binary places of sums of probabilities and gates, and of squared log-sum-exps, which may be thousands."""
 DROP_COLUMNS = ("tokens", "first", "second", "any", "all")
 """Tokens, and those of which the first, the second, any, and every choice got no slot."""
 GROUP_COLUMNS = ("groups", "used", "beyond", "overflowing")

@@ -21,7 +21,7 @@ from openmoe_tools.audit.importing import stores
 from openmoe_tools.audit.importing.recordings import Options, Recording
 
 _NAME = "routed_experts"
-_DTYPES: dict[Any, np.dtype[Any]] = {
+_DTYPES: Mapping[str, np.dtype[Any]] = {
     "uint8": np.dtype("u1"),
     "int16": np.dtype("<i2"),
     "uint16": np.dtype("<u2"),
@@ -58,7 +58,7 @@ def _decoded(told: Mapping[str, Any], where: str, options: Options) -> ndarray:
     if not isinstance(value, str):
         return stores.as_array(value, f"{where}: {_NAME}")
     name = told.get("dtype", "int32")
-    if name not in _DTYPES:
+    if not isinstance(name, str) or name not in _DTYPES:
         raise UsageError(f"{where}: dtype {name!r} is none of {', '.join(_DTYPES)}")
     try:
         content = base64.b64decode(value, validate=True)

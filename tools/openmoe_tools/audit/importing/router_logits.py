@@ -34,6 +34,8 @@ def _recording(path: Path, store: Store, k: int) -> Recording:
     shape: tuple[int, ...] | None = None
     for m, get in enumerate(_layers(path, store)):
         logits = get()
+        if logits.dtype.name == "bfloat16":  # none of NumPy's own
+            logits = logits.astype(np.float32)
         if logits.ndim != 2 or not logits.size:
             raise UsageError(
                 f"{path}: layer {m} is {list(logits.shape)}, not [tokens, experts] with some of both"

@@ -37,7 +37,8 @@ def opened(path: Path) -> Iterator[Store]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             yield Store([""], lambda _: array)
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file:
+                stored = np.load(file, allow_pickle=False)
                 if not isinstance(stored, np.lib.npyio.NpzFile):
                     raise UsageError(f"{path}: is no npz, whatever its name says")
                 yield Store(stored.files, stored.__getitem__)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_tools.audit.layout import DROP_COLUMNS, GROUP_BINS, POSITION_BINS
-from openmoe_tools.audit.measures import figures
+from openmoe_tools.audit.measures import chance, figures
 from openmoe_tools.audit.measures.figures import Made
 from openmoe_tools.audit.measures.intervals import bootstrapped, ratios
 from openmoe_tools.audit.measures.replays import replays
@@ -41,12 +41,14 @@ class Ends(NamedTuple):
 
     first, last, tokens    ratios, and the tokens that they are of
     replicates  float64 [B] differences, last less first
+    chance      first and last ratio of routing by chance under the same rule; None: not known
     """
 
     first: float
     last: float
     tokens: tuple[int, int]
     replicates: ndarray
+    chance: tuple[float, float] | None
 
     @property
     def difference(self) -> float:
@@ -59,12 +61,17 @@ def ends(view: View, rule: int, layer: int) -> Ends:
     quarter = POSITION_BINS // 4
     parts = (slice(0, quarter), slice(POSITION_BINS - quarter, POSITION_BINS))
     table = view.binned(view.arrays["drop"][rule, :, :, layer].sum(axis=0))  # [bins, 5]
-    drawn = view.arrays["replicate_drop"][:, rule, :, :, layer].sum(axis=1)  # [B, bins, 5]
+    weighed = view.arrays["replicate_drop"][:, rule, :, :, layer].sum(axis=1)  # [B, bins, 5]
     found = [table[part].sum(axis=0) for part in parts]
-    again = [drawn[:, part].sum(axis=1) for part in parts]
+    again = [weighed[:, part].sum(axis=1) for part in parts]
     first, last = (float(ratios(one[ANY], one[0])) for one in found)
     replicates = ratios(again[1][:, ANY], again[1][:, 0]) - ratios(again[0][:, ANY], again[0][:, 0])
-    return Ends(first, last, (int(found[0][0]), int(found[1][0])), replicates)
+    drawn = chance.drops(view, rule)
+    even = None
+    if drawn is not None:
+        sums = [drawn[part].sum(axis=0) for part in parts]
+        even = (float(ratios(sums[0][ANY], sums[0][0])), float(ratios(sums[1][ANY], sums[1][0])))
+    return Ends(first, last, (int(found[0][0]), int(found[1][0])), replicates, even)
 
 
 def section(view: View) -> Made:
@@ -103,7 +110,7 @@ def _by_position(view: View) -> Made:
                 (one, table[d], drawn[:, d]) for d, one in enumerate(view.slices)
             ]
             for slice_name, counts, replicates in chosen:
-                data = _drop_lines(view, counts, replicates)
+                data = _drop_lines(view, counts, replicates, chance.drops(view, rule))
                 yield figures.panel(data, rule=name, layer=label, slice=slice_name)
 
     exact = (
@@ -116,7 +123,8 @@ def _by_position(view: View) -> Made:
         "drop_by_position",
         "Dropped by position in the row",
         "lines",
-        f"{exact} Bands are 95 % intervals of the document bootstrap; none where documents are few.",
+        f"{exact} Bands are 95 % intervals of the document bootstrap; none where documents are few. "
+        "The floor is what the rule drops where every expert is as likely: who stands later in a queue loses more.",
         panels=panels(),
         formula="tokens at p of which the choice (first, second, any, every) has no slot / tokens at p",
         clauses=["AUDIT-16", "AUDIT-19", "AUDIT-26"],
@@ -124,7 +132,7 @@ def _by_position(view: View) -> Made:
     )
 
 
-def _drop_lines(view: View, counts: ndarray, replicates: ndarray) -> Made:
+def _drop_lines(view: View, counts: ndarray, replicates: ndarray, even: ndarray | None) -> Made:
     """Return lines of the kinds of drops, by parts of a row: counts [bins, 5], replicates [B, bins, 5]."""
     places, starts = np.unique(view.bins(), return_index=True)
     counts, replicates = counts[places], replicates[:, places]
@@ -135,6 +143,9 @@ def _drop_lines(view: View, counts: ndarray, replicates: ndarray) -> Made:
         for i, name in enumerate(DROP_COLUMNS[1:])
         if not (name == "second" and view.sizes.choices < 2)
     ]
+    if even is not None:
+        by_chance = ratios(even[places, ANY], even[places, 0])
+        drawn.append(figures.series("any choice, routing by chance", by_chance, style="floor"))
     return figures.lines(starts, drawn, ("position", "share of tokens"), tokens=counts[:, 0])
 
 

@@ -45,23 +45,6 @@ def ratios(over: ndarray, under: ndarray) -> ndarray:
     return np.where(under > 0, over / np.maximum(under, 1), np.nan)
 
 
-def held_out(by_fold: ndarray) -> audit_inference.Gain:
-    """Return a key's held-out gain, with the interval of a jackknife that guesses anew without each fold.
-
-    by_fold  int64 [F, keys, E] first choices
-    Leaving out a fold's hits alone, with guesses that have seen it, makes an error half as large as it is where
-    routing is by chance: folds guess each other, so that their hits are not independent.
-    Errors: RejectedError AUDIT-27. Spec: AUDIT-23, AUDIT-26.
-    """
-    found = audit_inference.held_out_gain(by_fold)
-    left_out = [
-        audit_inference.held_out_gain(np.delete(by_fold, fold, axis=0)).gain
-        for fold in range(len(by_fold))
-    ]
-    ends = audit_inference.jackknife_interval(found.gain, np.array(left_out), level=LEVEL)
-    return found._replace(low=ends.low, high=ends.high)
-
-
 def at_level(gain: audit_inference.Gain, level: float) -> Ends:
     """Return the ends of a gain's interval at another level than LEVEL, at which it was made.
 

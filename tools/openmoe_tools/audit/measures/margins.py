@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit_measures
-from openmoe_tools.audit.layout import ENTROPY_BINS, FIXED_POINT, GATE_BINS
+from openmoe_tools.audit.layout import ENTROPY_BINS, FIXED_POINT, GATE_BINS, SQUARES_POINT
 from openmoe_tools.audit.measures import figures
 from openmoe_tools.audit.measures.drops import ALL
 from openmoe_tools.audit.measures.figures import Made
@@ -194,7 +194,13 @@ def _losses(view: View) -> Made:
                 ratios(part, np.asarray(tokens)) for part in (counts[:, 0], counts.sum(axis=1))
             )
             first, every = (float((share * mean).sum() * experts) for share in shares)
-            yield [label, first, every, every / view.sizes.choices, squares / one / tokens]
+            yield [
+                label,
+                first,
+                every,
+                every / view.sizes.choices,
+                squares / (1 << SQUARES_POINT) / tokens,
+            ]
 
     columns = (
         "layer",

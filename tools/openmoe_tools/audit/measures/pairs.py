@@ -93,34 +93,13 @@ def _relabelled(view: View, checkpoint: int, layer: int) -> Relabelled:
 def assigned(shared: ndarray) -> ndarray:
     """Return the column of each row, each once, so that int [E, E] adds up to most.
 
-    Where the diagonal does as well, it is that. For any number of experts; the reference's relabelling tries
-    all ways, of up to 16. Source: Kuhn 1955, in the form with shortest paths of Jonker and Volgenant 1987.
+    Where the diagonal does as well, it is that. For any number of experts; the reference tries all ways, of up
+    to 16.
     """
-    size = len(shared)
-    cost = int(shared.max(initial=0)) - shared  # least is sought, of numbers that are not negative
-    row_price, column_price = np.zeros(size, np.int64), np.zeros(size + 1, np.int64)
-    row_of = np.full(size + 1, -1)  # of each column; the last column is where a path begins
-    for row in range(size):
-        row_of[size], column = row, size
-        least, before = np.full(size, np.iinfo(np.int64).max), np.full(size, size)
-        done = np.zeros(size + 1, bool)
-        while row_of[column] >= 0:
-            done[column] = True
-            here = row_of[column]
-            reached = cost[here] - row_price[here] - column_price[:size]
-            nearer = ~done[:size] & (reached < least)
-            least[nearer], before[nearer] = reached[nearer], column
-            following = int(np.where(done[:size], np.iinfo(np.int64).max, least).argmin())
-            step = least[following]
-            row_price[row_of[done]] += step
-            column_price[done] -= step
-            least[~done[:size]] -= step
-            column = following
-        while column != size:  # the path's rows move on by one column
-            row_of[column], column = row_of[before[column]], int(before[column])
-    found = np.empty(size, np.int64)
-    found[row_of[:size]] = np.arange(size)
-    same = np.arange(size)
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - a large library for one figure
+
+    found: ndarray = linear_sum_assignment(shared, maximize=True)[1]
+    same = np.arange(len(shared))
     return same if np.trace(shared) == shared[same, found].sum() else found
 
 

@@ -126,7 +126,7 @@ def _ending(view: View) -> Made:
     identifier, finding = "drop_towards_the_end", "Tokens are dropped towards the end of the text"
     rule = (
         f"Any-drop ratio of the last quarter of positions less that of the first, under the first rule, its interval at the level 1 - {claims.RATE}/m. holds: lower "
-        f"end above 0 and the last at least {claims.MORE} times the first; in part: lower end above 0; does not "
+        f"end above 0, and {claims.MORE} times as many drops at the end, or so many times fewer tokens that lose none; in part: lower end above 0; does not "
         f"hold: upper end below {claims.NO_MORE}."
     )
     clauses = ("AUDIT-16", "AUDIT-19", "AUDIT-26", "AUDIT-28")
@@ -141,8 +141,13 @@ def _ending(view: View) -> Made:
             f"{name}: {percent(apart.first)} of the first quarter's {apart.tokens[0]:,} tokens lose a choice, "
             f"{percent(apart.last)} of the last's {apart.tokens[1]:,} ({answers[-1]})"
         )
+        even = None if apart.chance is None else apart.chance[1] - apart.chance[0]
+        if apart.chance is not None:
+            told[-1] += (
+                f"; routing by chance {percent(apart.chance[0])} and {percent(apart.chance[1])}"
+            )
         if claim is not None:
-            numbers[name] = value(claim.value, claim.low, claim.high, chance=0.0)
+            numbers[name] = value(claim.value, claim.low, claim.high, chance=even)
         numbers[f"{name}, first quarter"] = value(apart.first)
         numbers[f"{name}, last quarter"] = value(apart.last)
     statement = f"In layer {view.layers[view.asked]}, under {'; under '.join(told)}."
@@ -154,7 +159,9 @@ def _dropped(claim: Claim | None, first: float, last: float) -> str:
     if claim is None:
         return UNDECIDED
     if claim.made:
-        return HOLDS if last >= claims.MORE * first else PART
+        # Near 100 % there is no room for more drops: what is left untouched tells.
+        more = last >= claims.MORE * first or 1 - first >= claims.MORE * (1 - last)
+        return HOLDS if more else PART
     return NOT if claim.high < claims.NO_MORE else UNDECIDED
 
 

@@ -12,7 +12,6 @@ from numpy import ndarray
 from openmoe_reference import audit, audit_inference
 from openmoe_spec.errors import RejectedError
 from openmoe_tools.audit.layout import FOLDS, POSITION_BINS, Sizes
-from openmoe_tools.audit.measures.intervals import held_out
 
 PAPERS_LAYER = 2
 """The paper shows its third sparse layer where it shows one."""
@@ -136,7 +135,7 @@ class View:
         if not by_fold.any(axis=(1, 2)).all():
             return None
         try:
-            return held_out(by_fold)
+            return audit_inference.held_out_gain(by_fold)
         except RejectedError:  # one expert has every token, but for those of a fold
             return None
 

@@ -10,8 +10,8 @@ from html import escape
 from typing import Any
 
 UNKNOWN = "not known"
-_KEPT = "\n\t\u200c\u200d"
-"""Line ends of SQL, and the joiners that some scripts are written with."""
+_JOINERS = "\u200c\u200d"
+"""Characters that some scripts are written with, though nobody sees them."""
 _HIDDEN = re.compile("[^ -~]")
 _ADDRESS = re.compile("(https?):", re.IGNORECASE)
 
@@ -23,17 +23,22 @@ def spelt(text: str) -> str:
 
 def _seen(found: re.Match[str]) -> str:
     one = found[0]
-    if one in _KEPT or unicodedata.category(one) not in {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}:
+    if one in _JOINERS or unicodedata.category(one) not in {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}:
         return one
     return one.encode("unicode_escape").decode()
 
 
 def text(value: object) -> str:
-    """Return a value as HTML text or as an attribute's value.
+    """Return a value as HTML text, of one line, or as an attribute's value.
 
     An address is written so that who searches the page's source finds only what it would load: nothing.
     """
     return _ADDRESS.sub(r"\1&#58;", escape(spelt(str(value))))
+
+
+def lines(value: object) -> str:
+    """Return text whose line ends stay."""
+    return "\n".join(map(text, str(value).split("\n")))
 
 
 def prose(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from openmoe_tools.audit.measures.view import PAPERS_LAYER
 from openmoe_tools.audit.report import verdicts
-from openmoe_tools.audit.report.markup import embedded, identifier, number, prose, text
+from openmoe_tools.audit.report.markup import embedded, identifier, lines, number, prose, text
 
 _SCRIPTS = ("basics.js", "plots.js", "charts.js", "tables.js", "page.js")
 _DRAWN = ("heatmap", "lines", "points", "bars", "radar", "text")
@@ -47,7 +47,8 @@ element.</p></noscript>
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page of a report of schema openmoe-audit-report/1."""
-    script = '"use strict";\n' + "\n".join(map(_file, _SCRIPTS))
+    parts = "\n".join(map(_file, _SCRIPTS))
+    script = f'(() => {{\n"use strict";\n{parts}}})();'
     manifest, sections = report["manifest"], list(enumerate(report["sections"]))
     totals, model = manifest["totals"], manifest["model"]
     return _PAGE.format(
@@ -135,6 +136,6 @@ def _parts(name: str, figure: Mapping[str, Any]) -> Iterator[str]:
         yield (
             '<details class="sql"><summary>SQL that derives it from the trace</summary>\n'
             f"<p>Run it: <code>openmoe audit query DIR --figure {text(figure['id'])}</code></p>\n"
-            f'<pre tabindex="0" id="{name}-sql">{text(figure["query"])}</pre>\n'
+            f'<pre tabindex="0" id="{name}-sql">{lines(figure["query"])}</pre>\n'
             f'<button type="button" data-copy="{name}-sql">Copy the SQL</button></details>\n'
         )

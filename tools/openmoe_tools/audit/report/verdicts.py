@@ -97,16 +97,16 @@ def _slices(slices: list[Mapping[str, Any]]) -> str:
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
-    told = ", ".join(
-        f"{label} {number(rule[name])}"
-        for name, label in (
-            ("groups", "groups"),
-            ("group_size", "tokens of a group"),
-            ("capacity", "slots of an expert"),
+    """Return a capacity rule; an import may not know its numbers."""
+    told = []
+    if rule.get("groups") is not None and rule.get("group_size") is not None:
+        groups = rule["groups"]
+        told.append(
+            f"{number(groups)} group{'s' * (groups != 1)} of {number(rule['group_size'])} tokens"
         )
-        if rule.get(name) is not None
-    )
-    return f"<b>{text(rule['name'])}</b>: {told}" if told else f"<b>{text(rule['name'])}</b>"
+    if rule.get("capacity") is not None:
+        told.append(f"{number(rule['capacity'])} slots an expert")
+    return ": ".join(filter(None, (f"<b>{text(rule['name'])}</b>", ", ".join(told))))
 
 
 def _digest(digest: object) -> str:

@@ -40,7 +40,7 @@ class Decoder:
             row=found["row"].astype(np.int64),
             position=found["position"].astype(np.int32),
             token=found["token"].astype(np.int32),
-            slice=self._slice(batch, path),
+            slice=self._slice(batch, path, start),
             document=found["document"],
             expert=expert.astype(np.uint16),
             documents=self._documents,
@@ -62,7 +62,7 @@ class Decoder:
             raise UsageError(f"{path}: column {name} is {column.type}, not {self._dtypes[name]}")
         return values
 
-    def _slice(self, batch: Any, path: Path) -> ndarray:
+    def _slice(self, batch: Any, path: Path, start: int) -> ndarray:
         import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
         column = batch.column(batch.schema.get_field_index("slice"))
@@ -72,6 +72,7 @@ class Decoder:
             raise UsageError(f"{path}: column slice has gaps, or no names")
         used = column.indices.to_numpy(zero_copy_only=False)
         numbers = [self._slices.get(one, -1) for one in column.dictionary.to_pylist()]
+        self._below(used, len(numbers), f"{path}: slice, by number,", start)
         found = np.array(numbers, np.int16)[used]
         if (found < 0).any():
             name = column.dictionary[int(used[found < 0][0])].as_py()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ def _whole(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise UsageError(f"{path}: is missing")
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -134,9 +134,12 @@ def documents(trace: Trace, *, whole: bool = True) -> Documents:
     path = trace.folder / DOCUMENTS
     with _whole(path) as file:
         difference = Head.read(file.metadata.metadata, path).differs(trace.head)
-        found: Mapping[str, list[Any]] = file.read(["name", "slice", "tokens"]).to_pydict()
+        found = file.read().to_pydict()
     if difference:
         raise UsageError(f"{path}: is of {difference} than {trace.files[0].name}")
+    for name, of in {"name": str, "slice": str, "tokens": int}.items():
+        if not all(type(one) is of for one in found.get(name, [None])):
+            raise UsageError(f"{path}: column {name} is missing, or has gaps")
     if whole and sum(found["tokens"]) != trace.tokens:
         raise UsageError(
             f"{path}: counts {sum(found['tokens'])} tokens, and the parts have {trace.tokens}"

@@ -49,11 +49,19 @@ def connected(folder: Path) -> Iterator[tuple[Any, Trace]]:
         )
     import duckdb  # noqa: PLC0415
 
+    if int(duckdb.__version__.partition(".")[0]) < 2:
+        raise UsageError(
+            f"{COMMAND} needs duckdb 2 or newer, which reads a trace's encoding; this is {duckdb.__version__}"
+        )
     trace = reading.open_trace(folder / _TRACE)
     reading.documents(trace)
     connection = duckdb.connect(":memory:")
     try:
-        _make(connection, trace)
+        try:
+            _make(connection, trace)
+        except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"{trace.folder}: cannot be read ({reason})") from error
         _pieces(connection, folder / "pieces.json")
         _lock(connection, trace)
         yield connection, trace

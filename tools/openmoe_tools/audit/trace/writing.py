@@ -27,8 +27,6 @@ from openmoe_tools.audit.trace.columns import (
 
 ROWS = 1 << 20
 """Rows of a row group."""
-LEVEL = 3
-"""Of zstd: more takes longer and gives nothing, measured."""
 
 
 class TraceWriter:
@@ -184,13 +182,15 @@ class TraceWriter:
         from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
         kinds = reading.kinds(self._schema, self.head)
+        known = list(columns(self.head, kinds))
         return parquet.ParquetWriter(
             self._part,
             self._schema,
             compression="zstd",
-            compression_level=LEVEL,
+            compression_level={one.name: one.level for one in known},
             use_dictionary=["slice"],
-            column_encoding={one.name: one.encoding for one in columns(self.head, kinds)},
+            write_page_checksum=True,
+            column_encoding={one.name: one.encoding for one in known},
         )
 
     @property
@@ -244,7 +244,9 @@ class TraceWriter:
         path = self._folder / DOCUMENTS
         part = path.with_name(path.name + ".part")
         with _explained(path):
-            parquet.write_table(table, part, compression="zstd", use_dictionary=["slice"])
+            parquet.write_table(
+                table, part, compression="zstd", use_dictionary=["slice"], write_page_checksum=True
+            )
             part.replace(path)
 
     def __enter__(self) -> Self:
