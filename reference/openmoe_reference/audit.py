@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Integer
 from numpy import ndarray
 
 from openmoe_reference.arguments import check_array, check_integer, check_within
@@ -20,7 +20,7 @@ NUM_TOKENS_FILTER = 128
 """Tokens that an id must have more of to count in the mean spread."""
 
 
-def counted_tokens(ids: Int[ndarray, "B S"]) -> Bool[ndarray, "B S"]:
+def counted_tokens(ids: Integer[ndarray, "B S"]) -> Bool[ndarray, "B S"]:
     """Return which tokens of rows are counted: all up to a row's last id that is not padding.
 
     The start token counts, though its id is padding's; a row of nothing but padding has none.
@@ -35,21 +35,21 @@ def counted_tokens(ids: Int[ndarray, "B S"]) -> Bool[ndarray, "B S"]:
 
 
 def check_choices(
-    expert_index: object, num_experts: int, sizes: dict[str, int], shape: str = "N K"
+    expert_index: object, num_experts: int, sizes: dict[str, int], name: str = "expert_index"
 ) -> ndarray:
     """Return choices that are of experts, each expert once a token, or refuse them."""
-    array = check_array("expert_index", expert_index, shape, sizes, "AUDIT-27", kind="i")
+    array = check_array(name, expert_index, "N K", sizes, "AUDIT-27", kind="i")
     # A recorder's sentinel, as 255 or -1, is an expert that there is not.
-    check_within("expert_index", array, "AUDIT-27", 0, num_experts - 1)
+    check_within(name, array, "AUDIT-27", 0, num_experts - 1)
     ordered = np.sort(array, axis=-1)
     if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise RejectedError("expert_index", "AUDIT-27", "names an expert twice for one token")
+        raise RejectedError(name, "AUDIT-27", "names an expert twice for one token")
     return array
 
 
 def count_choices(
-    keys: Int[ndarray, " N"],
-    expert_index: Int[ndarray, "N K"],
+    keys: Integer[ndarray, " N"],
+    expert_index: Integer[ndarray, "N K"],
     *,
     num_keys: int,
     num_experts: int,
@@ -82,15 +82,17 @@ def check_counts(name: str, counts: object) -> ndarray:
     tokens = counts.sum(axis=-2, dtype=np.int64)  # [..., K]
     if (tokens != tokens[..., :1]).any():
         raise RejectedError(name, "AUDIT-27", "must count every choice of the same tokens")
+    if (counts.sum(axis=-1, dtype=np.int64) > tokens[..., :1]).any():
+        raise RejectedError(name, "AUDIT-27", "count an expert twice for one token")
     return counts
 
 
-def tokens_of(counts: Int[ndarray, "*keys E K"]) -> Int64[ndarray, "*keys"]:
+def tokens_of(counts: Integer[ndarray, "*keys E K"]) -> Int64[ndarray, "*keys"]:
     """Return the tokens behind counts. Errors: RejectedError AUDIT-27. Spec: AUDIT-02."""
-    return check_counts("counts", counts)[..., 0].sum(axis=-1, dtype=np.int64)
+    return np.asarray(check_counts("counts", counts)[..., 0].sum(axis=-1, dtype=np.int64))
 
 
-def choice_shares(counts: Int[ndarray, "*keys E K"]) -> Float64[ndarray, "*keys E"]:
+def choice_shares(counts: Integer[ndarray, "*keys E K"]) -> Float64[ndarray, "*keys E"]:
     """Return the share of a key's choices that each expert has; not-a-number where it has no token.
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-03. Source: the paper, figures 5 to 11.
@@ -110,12 +112,12 @@ def largest_spread(k: int, num_experts: int) -> float:
     return math.sqrt(max(0.0, 1 / (k * num_experts) - 1 / num_experts**2))
 
 
-def share_spread(counts: Int[ndarray, "*keys E K"]) -> Float64[ndarray, "*keys"]:
+def share_spread(counts: Integer[ndarray, "*keys E K"]) -> Float64[ndarray, "*keys"]:
     """Return the standard deviation of a key's shares over the experts, around 1 / E.
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-04. Source: the paper, figures 13 and 14.
     """
-    return np.sqrt(_squares(choice_shares(counts), None).mean(axis=-1))
+    return np.asarray(np.sqrt(_squares(choice_shares(counts), None).mean(axis=-1)))
 
 
 def _squares(
@@ -125,7 +127,7 @@ def _squares(
     return (shares - centre) ** 2
 
 
-def mean_spread(counts: Int[ndarray, "keys E K"], *, least: int = NUM_TOKENS_FILTER) -> float:
+def mean_spread(counts: Integer[ndarray, "keys E K"], *, least: int = NUM_TOKENS_FILTER) -> float:
     """Return the mean spread of the keys that have more than `least` tokens, each counting once.
 
     Not-a-number where no key has. Errors: RejectedError AUDIT-27.
@@ -143,11 +145,15 @@ def _inclusion(k: int, num_experts: int, shares: Float[ndarray, " E"] | None) ->
     check_array("shares", shares, "E", {"E": num_experts}, "AUDIT-27")
     if (shares < 0).any() or not math.isclose(shares.sum(), 1, abs_tol=1e-6):
         raise RejectedError("shares", "AUDIT-27", "must be shares of the experts, which make 1")
-    return k * shares
+    if (shares > (1 + 1e-6) / k).any():
+        raise RejectedError(
+            "shares", "AUDIT-27", f"must be at most 1 / {k}: a token takes {k} experts"
+        )
+    return np.minimum(k * shares.astype(np.float64), 1)
 
 
 def spread_floor(
-    tokens: Int[ndarray, "*keys"],
+    tokens: Integer[ndarray, "*keys"],
     *,
     k: int,
     num_experts: int,
@@ -164,11 +170,11 @@ def spread_floor(
         raise RejectedError("tokens", "AUDIT-27", "must be an array of whole numbers, none below 0")
     p = _inclusion(k, num_experts, shares)
     one = (p * (1 - p)).sum() / (num_experts * k**2)
-    return np.sqrt(np.where(tokens > 0, one / np.maximum(tokens, 1), np.nan))
+    return np.asarray(np.sqrt(np.where(tokens > 0, one / np.maximum(tokens, 1), np.nan)))
 
 
 def debiased_spread(
-    counts: Int[ndarray, "*keys E K"], *, shares: Float[ndarray, " E"] | None = None
+    counts: Integer[ndarray, "*keys E K"], *, shares: Float[ndarray, " E"] | None = None
 ) -> Float64[ndarray, "*keys"]:
     """Return the spread without what a finite number of tokens adds to it; 0 where that is all.
 
@@ -188,7 +194,7 @@ def debiased_spread(
 
 
 def specialisation(
-    counts: Int[ndarray, "*keys E K"], *, shares: Float[ndarray, " E"] | None = None
+    counts: Integer[ndarray, "*keys E K"], *, shares: Float[ndarray, " E"] | None = None
 ) -> Float64[ndarray, "*keys"]:
     """Return the debiased spread as a part of the largest there is: 0 none, 1 a fixed set of experts.
 
@@ -200,4 +206,4 @@ def specialisation(
         raise RejectedError(
             "counts", "AUDIT-27", f"all {experts} experts are chosen by every token"
         )
-    return debiased_spread(counts, shares=shares) / largest_spread(k, experts)
+    return np.asarray(debiased_spread(counts, shares=shares) / largest_spread(k, experts))

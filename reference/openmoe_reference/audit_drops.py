@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from numpy import ndarray
 
 from openmoe_reference.arguments import check_array, check_choice, check_integer, check_within
@@ -15,7 +15,7 @@ PRIORITIES = ("choices", "tokens", "gates")
 
 
 def drop_counts(
-    dropped: Bool[ndarray, "N K"], keys: Int[ndarray, " N"], *, num_keys: int
+    dropped: Bool[ndarray, "N K"], keys: Integer[ndarray, " N"], *, num_keys: int
 ) -> Int64[ndarray, "keys 5"]:
     """Return tokens by key, and those whose first, second, any, and every choice found no slot.
 
@@ -58,7 +58,7 @@ def lost_gate_share(gate: Float[ndarray, "N K"], dropped: Bool[ndarray, "N K"]) 
 
 
 def replay(
-    expert_index: Int[ndarray, "G T K"],
+    expert_index: Integer[ndarray, "G T K"],
     *,
     num_experts: int,
     capacity: int,
@@ -81,6 +81,9 @@ def replay(
     sizes: dict[str, int] = {}
     check_array("expert_index", expert_index, "G T K", sizes, "AUDIT-27", kind="i")
     check_within("expert_index", expert_index, "AUDIT-27", -1, num_experts - 1)
+    ordered = np.sort(expert_index, axis=-1)
+    if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+        raise RejectedError("expert_index", "AUDIT-27", "names an expert twice for one token")
     if (priority == "gates") != (gate is not None):
         raise RejectedError("gate", "AUDIT-27", "is for priority `gates`, and needed there")
     if priority == "tokens":
@@ -89,9 +92,10 @@ def replay(
         none = np.zeros(queue.shape, np.float32)
         position = decide_positions(queue, none, num_experts, False).reshape(expert_index.shape)
     else:
-        shown = np.zeros(expert_index.shape, np.float32) if gate is None else gate
-        check_array("gate", shown, "G T K", sizes, "AUDIT-27")
-        position = decide_positions(
-            expert_index, shown.astype(np.float32), num_experts, priority == "gates"
-        )
+        queue = np.zeros(expert_index.shape, np.float32)
+        if gate is not None:
+            # Places among the values that occur: whatever the gates' dtype, no two become equal.
+            first = check_array("gate", gate, "G T K", sizes, "AUDIT-27")[..., 0]
+            queue[..., 0] = np.unique(first, return_inverse=True)[1].reshape(first.shape)
+        position = decide_positions(expert_index, queue, num_experts, priority == "gates")
     return position >= capacity

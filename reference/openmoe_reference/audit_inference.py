@@ -8,11 +8,11 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64, Integer
 from numpy import ndarray
 
-from openmoe_reference.arguments import check_array, check_integer, check_positive
-from openmoe_reference.audit import choice_shares, tokens_of
+from openmoe_reference.arguments import check_array, check_finite, check_integer, check_positive
+from openmoe_reference.audit import check_counts, choice_shares, tokens_of
 from openmoe_spec.errors import RejectedError
 
 FOLDS, REPLICATES = 8, 100
@@ -36,7 +36,7 @@ class Information(NamedTuple):
     entropy: float
 
 
-def information(counts: Int[ndarray, "keys E"]) -> Information:
+def information(counts: Integer[ndarray, "keys E"]) -> Information:
     """Return mutual information of key and first choice, and the choice's entropy, without small bias.
 
     Both have the correction of Miller and Madow: half the cells that occur, less one, over the tokens.
@@ -44,7 +44,7 @@ def information(counts: Int[ndarray, "keys E"]) -> Information:
     Spec: AUDIT-22. Source: Miller 1955, "Note on the bias of information estimates".
     """
     exact = _check_first_choices("counts", counts, "keys E", {})
-    tokens = exact.sum()
+    tokens = int(exact.sum())
     if not tokens:
         raise RejectedError("counts", "AUDIT-27", "count no token")
     choice = _entropy(exact.sum(axis=0), tokens)
@@ -55,11 +55,11 @@ def information(counts: Int[ndarray, "keys E"]) -> Information:
 def _entropy(counts: Int64[ndarray, " cells"], tokens: int) -> float:
     there = counts[counts > 0]
     shares = there / tokens
-    return float(-(shares * np.log(shares)).sum()) + (len(there) - 1) / (2 * float(tokens))
+    return float(-(shares * np.log(shares)).sum()) + (len(there) - 1) / (2 * tokens)
 
 
 def held_out_hits(
-    train: Int[ndarray, "keys E"], test: Int[ndarray, "keys E"]
+    train: Integer[ndarray, "keys E"], test: Integer[ndarray, "keys E"]
 ) -> Int64[ndarray, " 3"]:
     """Return tokens of `test`, and how often two guesses of their first choice are right.
 
@@ -91,7 +91,7 @@ class Gain(NamedTuple):
     high: float
 
 
-def held_out_gain(by_fold: Int[ndarray, "F keys E"], *, level: float = 0.95) -> Gain:
+def held_out_gain(by_fold: Integer[ndarray, "F keys E"], *, level: float = 0.95) -> Gain:
     """Return the gain of a key, each fold of documents guessed from the others.
 
     A fold that is left out for the interval is neither guessed nor guessed from: guesses that shared what
@@ -133,9 +133,9 @@ class Explained(NamedTuple):
 
 
 def explained_by_tokens(
-    slice_tokens: Int[ndarray, " V"],
-    token_counts: Int[ndarray, "V E K"],
-    slice_counts: Int[ndarray, "E K"],
+    slice_tokens: Integer[ndarray, " V"],
+    token_counts: Integer[ndarray, "V E K"],
+    slice_counts: Integer[ndarray, "E K"],
 ) -> Explained:
     """Return how much of a slice's shift is not what its token ids alone lead to expect.
 
@@ -149,6 +149,8 @@ def explained_by_tokens(
     tokens = _check_first_choices("slice_tokens", slice_tokens, "V", sizes)
     check_array("token_counts", token_counts, "V E K", sizes, "AUDIT-27", kind="i")
     check_array("slice_counts", slice_counts, "E K", sizes, "AUDIT-27", kind="i")
+    check_counts("token_counts", token_counts)
+    check_counts("slice_counts", slice_counts)
     if not tokens.sum() or tokens.sum() != tokens_of(slice_counts):
         raise RejectedError("slice_tokens", "AUDIT-27", "must be the tokens of the slice's choices")
     if (tokens > tokens_of(token_counts)).any():
@@ -191,7 +193,11 @@ def _words(document: object, before: str = "") -> ndarray:
     """Return the 8 little-endian words of 32 bits of a digest."""
     if not isinstance(document, str) or not document:
         raise RejectedError("document", "AUDIT-27", f"must be a name, got {document!r}")
-    return np.frombuffer(hashlib.sha256(f"{before}{document}".encode()).digest(), "<u4")
+    try:
+        text = f"{before}{document}".encode()
+    except UnicodeEncodeError as error:
+        raise RejectedError("document", "AUDIT-27", f"has no UTF-8: {document!r}") from error
+    return np.frombuffer(hashlib.sha256(text).digest(), "<u4")
 
 
 def _thresholds() -> ndarray:
@@ -213,10 +219,10 @@ class Interval(NamedTuple):
     high: float
 
 
-def _check_level(level: object) -> float:
-    found = check_positive("level", level, "AUDIT-27")
+def _check_level(level: object, name: str = "level") -> float:
+    found = check_positive(name, level, "AUDIT-27")
     if found >= 1:
-        raise RejectedError("level", "AUDIT-27", f"must be below 1, got {level!r}")
+        raise RejectedError(name, "AUDIT-27", f"must be below 1, got {level!r}")
     return found
 
 
@@ -227,7 +233,7 @@ def bootstrap_interval(
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-26. Source: Efron and Tibshirani 1993, chapter 13.
     """
-    level = _check_level(level)
+    level, estimate = _check_level(level), check_finite("estimate", estimate, "AUDIT-27")
     values = check_array("replicates", replicates, "B", {}, "AUDIT-27").astype(np.float64)
     if len(values) < 2:
         raise RejectedError("replicates", "AUDIT-27", "must be two at least")
@@ -243,7 +249,7 @@ def jackknife_interval(
     left_out  the estimate from all folds but one, for each
     Errors: RejectedError AUDIT-27. Spec: AUDIT-26. Source: Efron and Tibshirani 1993, chapter 11.
     """
-    level = _check_level(level)
+    level, estimate = _check_level(level), check_finite("estimate", estimate, "AUDIT-27")
     values = check_array("left_out", left_out, "F", {}, "AUDIT-27").astype(np.float64)
     folds = len(values)
     if folds < 2:
@@ -259,7 +265,7 @@ def student_quantile(chance: float, degrees: int) -> float:
     Errors: RejectedError AUDIT-27. Spec: AUDIT-26. Source: Abramowitz and Stegun 1964, 26.7.3, 26.7.4.
     """
     degrees = check_integer("degrees", degrees, "AUDIT-27", least=1)
-    chance = _check_level(chance)
+    chance = _check_level(chance, "chance")
     if chance < 0.5:
         return -student_quantile(1 - chance, degrees)
     low, high = 0.0, 1.0

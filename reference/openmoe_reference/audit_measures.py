@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, Integer, UInt8
 from numpy import ndarray
 
 from openmoe_reference.arguments import check_array, check_choice, check_integer, check_positive
@@ -22,7 +22,7 @@ NEAR_TIE = 2.0**-7
 
 
 def top_tokens(
-    counts: Int[ndarray, "V E K"], *, by: str, number: int = 10, least: int = 10
+    counts: Integer[ndarray, "V E K"], *, by: str, number: int = 10, least: int = 10
 ) -> Int64[ndarray, "E number"]:
     """Return the ids that an expert is chosen by most, best first; -1 where there are no more.
 
@@ -42,9 +42,8 @@ def top_tokens(
     if by == "precision":
         score = np.where(tokens >= least, chosen / np.maximum(k * tokens, 1), 0)
     elif by == "lift":
-        load = chosen.sum(axis=0) / max(chosen.sum(), 1)
-        part = (chosen + k * least * load) / np.maximum(k * (tokens + least), 1)
-        score = part / np.where(load > 0, load, 1)
+        # N K / load times as much, so that equals are equal: quotients of whole numbers.
+        score = (chosen * tokens.sum() + least * chosen.sum(axis=0)) / np.maximum(tokens + least, 1)
     score = np.where(chosen > 0, score, -np.inf).T  # [E, V]
     order = np.argsort(-score, axis=1, kind="stable")[:, :number]
     there = np.isfinite(np.take_along_axis(score, order, axis=1)) & (
@@ -56,7 +55,7 @@ def top_tokens(
 
 
 def vocabulary_specialisation(
-    counts: Int[ndarray, "keys E K"], *, least: int = 0, weighted: bool = False
+    counts: Integer[ndarray, "keys E K"], *, least: int = 0, weighted: bool = False
 ) -> Float64[ndarray, " E"]:
     """Return by expert how often the keys that prefer it choose it: mean part of a key's tokens.
 
@@ -83,7 +82,9 @@ def vocabulary_specialisation(
 # ---- choices side by side ----------------------------------------------------------------------
 
 
-def coactivation(expert_index: Int[ndarray, "N K"], *, num_experts: int) -> Int64[ndarray, "E E"]:
+def coactivation(
+    expert_index: Integer[ndarray, "N K"], *, num_experts: int
+) -> Int64[ndarray, "E E"]:
     """Return how many tokens chose both of two experts, whatever the ranks; 0 on the diagonal.
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-10. Source: OLMoE, section 5.2, over all pairs.
@@ -98,7 +99,7 @@ def coactivation(expert_index: Int[ndarray, "N K"], *, num_experts: int) -> Int6
 
 
 def coactivation_shares(
-    counts: Int[ndarray, "E E"], tokens: Int[ndarray, " E"]
+    counts: Integer[ndarray, "E E"], tokens: Integer[ndarray, " E"]
 ) -> Float64[ndarray, "E E"]:
     """Return of each expert's tokens the part that chose another expert too; rows make K - 1.
 
@@ -112,7 +113,9 @@ def coactivation_shares(
     return np.where(tokens[:, None] > 0, counts / np.maximum(tokens[:, None], 1), np.nan)
 
 
-def repetition(expert_index: Int[ndarray, "N K"], row: Int[ndarray, " N"]) -> Int64[ndarray, " 3"]:
+def repetition(
+    expert_index: Integer[ndarray, "N K"], row: Integer[ndarray, " N"]
+) -> Int64[ndarray, " 3"]:
     """Return neighbours, those with the same first choice, and those that have an expert in common.
 
     row  tokens stand in order, and are neighbours where the row is the same
@@ -144,7 +147,7 @@ def repetition_by_chance(k: int, num_experts: int) -> tuple[float, float]:
 # ---- load --------------------------------------------------------------------------------------
 
 
-def load_statistics(loads: Int[ndarray, " E"]) -> dict[str, float]:
+def load_statistics(loads: Integer[ndarray, " E"]) -> dict[str, float]:
     """Return how evenly choices are spread over the experts.
 
     cv                 standard deviation over mean
@@ -199,7 +202,7 @@ def margin_codes(margins: Float32[ndarray, "*tokens"]) -> UInt8[ndarray, "*token
     return np.searchsorted(MARGIN_THRESHOLDS, margins, side="right").astype(np.uint8)
 
 
-def near_tie_share(histogram: Int[ndarray, " 256"], *, tolerance: float = NEAR_TIE) -> float:
+def near_tie_share(histogram: Integer[ndarray, " 256"], *, tolerance: float = NEAR_TIE) -> float:
     """Return the part of margins below a tolerance, which must be one of the thresholds.
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-14. Source: this specification.
@@ -217,20 +220,20 @@ def near_tie_share(histogram: Int[ndarray, " 256"], *, tolerance: float = NEAR_T
 # ---- pairs of checkpoints ----------------------------------------------------------------------
 
 
-def saturation(first: Int[ndarray, "N K"], second: Int[ndarray, "N K"]) -> float:
+def saturation(first: Integer[ndarray, "N K"], second: Integer[ndarray, "N K"]) -> float:
     """Return the mean part of a token's experts that two checkpoints both choose, on the same tokens.
 
     Of one column: how often the first choice is the same. By chance it is K / E.
     Errors: RejectedError AUDIT-27. Spec: AUDIT-09. Source: OLMoE, section 5.1.
     """
     sizes: dict[str, int] = {}
-    for array in (first, second):
-        check_choices(array, np.iinfo(np.int32).max, sizes)
+    for name, array in (("first", first), ("second", second)):
+        check_choices(array, np.iinfo(np.int32).max, sizes, name)
     shared = (first[:, :, None] == second[:, None, :]).sum()
     return float(shared / first.size)
 
 
-def table_divergence(first: Int[ndarray, "V E K"], second: Int[ndarray, "V E K"]) -> float:
+def table_divergence(first: Integer[ndarray, "V E K"], second: Integer[ndarray, "V E K"]) -> float:
     """Return how far two checkpoints' shares by token id are apart: Jensen-Shannon divergence in bits.
 
     Mean over the ids that both have, each weighing its tokens of both; not-a-number where there is none.
@@ -258,7 +261,9 @@ def _bits(shares: Float64[ndarray, "V E"]) -> Float64[ndarray, " V"]:
 LARGEST_RELABELLING = 16
 
 
-def overlap(first: Int[ndarray, "V E"], second: Int[ndarray, "V E"]) -> Int64[ndarray, "E E"]:
+def overlap(
+    first: Integer[ndarray, "V E"], second: Integer[ndarray, "V E"]
+) -> Int64[ndarray, "E E"]:
     """Return how many choices of the same ids two experts have in common: the sum of the smaller counts.
 
     Errors: RejectedError AUDIT-27. Spec: AUDIT-15. Source: this specification.
@@ -272,7 +277,9 @@ def overlap(first: Int[ndarray, "V E"], second: Int[ndarray, "V E"]) -> Int64[nd
     return np.stack([one.sum(axis=0, dtype=np.int64) for one in smaller])
 
 
-def relabelling(first: Int[ndarray, "V E"], second: Int[ndarray, "V E"]) -> Int64[ndarray, " E"]:
+def relabelling(
+    first: Integer[ndarray, "V E"], second: Integer[ndarray, "V E"]
+) -> Int64[ndarray, " E"]:
     """Return the expert of `second` for each expert of `first`, so that the overlaps add up to most.
 
     Where keeping the numbers does as well, they are kept. For up to 16 experts, by trying all.
@@ -280,7 +287,7 @@ def relabelling(first: Int[ndarray, "V E"], second: Int[ndarray, "V E"]) -> Int6
     """
     shared = overlap(first, second)
     experts = len(shared)
-    check_integer("experts", experts, "AUDIT-27", least=1, most=LARGEST_RELABELLING)
+    check_integer("first", experts, "AUDIT-27", least=1, most=LARGEST_RELABELLING)
     # Of each set of experts of `second`, the best way to give them to the first experts of `first`.
     best, last = np.full(1 << experts, -1, np.int64), np.zeros(1 << experts, np.int64)
     best[0] = 0

@@ -72,11 +72,8 @@ def _facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Model", f"<b>{text(model['name'])}</b>{step}"
     layers = ", ".join(map(str, model["layers"]))
     yield "Routers", f"layers {text(layers)}; {model['choices']} of {model['experts']} experts"
-    yield (
-        "Text",
-        f"<b>{number(totals['tokens'])}</b> tokens of {number(totals['documents'])} documents "
-        f"in {_slices(corpus['slices'])}",
-    )
+    documents = f"{number(totals['documents'])} documents in {_slices(corpus['slices'])}"
+    yield "Text", f"<b>{number(totals['tokens'])}</b> tokens of {documents}"
     rows, length = recipe.get("rows"), recipe.get("length")
     yield "Calls", f"{text(rows)} rows of {text(length)} ids" if rows and length else ""
     rules = recipe.get("rules") or []
