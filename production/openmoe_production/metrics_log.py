@@ -115,7 +115,7 @@ def _scalars(value: Any, place: str) -> Iterator[tuple[str, float]]:
 
 def _writer() -> Any:
     try:
-        from tensorboardX import SummaryWriter  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped, import-not-found, unused-ignore]  # noqa: PLC0415
     except ImportError as error:
         hint = "needs tensorboardX: pip install 'openmoe-spec[tensorboard]'"
         raise RejectedError("log.tensorboard", "RUN-01", hint) from error

@@ -163,3 +163,92 @@ def audit_merge(
     from openmoe_tools.audit import merging  # noqa: PLC0415
 
     raise typer.Exit(merging.merge(out, tuple(audits)))
+
+
+@audit_app.command("import")
+def audit_import(
+    files: Annotated[list[Path], typer.Argument(help="What was recorded.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="port, router_logits, routed_experts, npz or parquet."),
+    ],
+    out: Out,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Ids of all tokens, in order: npy, npz or JSON.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="JSON: lengths of the documents in order, or more of each.")
+    ] = None,
+    choices: Annotated[
+        int | None, typer.Option(min=1, help="Experts of a token, where a format does not tell.")
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="Experts of a layer, where a format does not tell.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Sparse layers, to be checked.")] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="Ids there are (default: up to the largest).")
+    ] = None,
+    slice_name: Annotated[
+        str, typer.Option("--slice", help="Name of the slice that the text is of.")
+    ] = "imported",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A SentencePiece model, to show pieces for ids.")
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Write a trace of it too.")] = False,
+) -> None:
+    """Make an audit of routing that was recorded elsewhere.
+
+    port: the published port's dump, a file a layer. router_logits: arrays [N, E] by layer, or [L, N, E].
+    routed_experts: [tokens, layers, choices], as serving engines return. npz, parquet: expert [N, L, K] and
+    more, or a trace's own folder. What was not recorded is not in the report.
+    Exit codes: 0 written, 3 bad usage or unreadable input.
+    """
+    from openmoe_tools.audit.importing import import_command  # noqa: PLC0415
+    from openmoe_tools.audit.importing.recordings import Options  # noqa: PLC0415
+
+    options = Options(choices, experts, layers, vocabulary, tokens, documents, slice_name)
+    request = import_command.Request(form, tuple(files), out, options, tokenizer, trace)
+    raise typer.Exit(import_command.import_routing(request))
+
+
+@audit_app.command("query")
+def audit_query(
+    audit: Folder,
+    sql: Annotated[
+        str | None, typer.Argument(help="A SELECT (default: what there is to ask).")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(help="The query that derives a figure of the report again.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Of a figure: which sparse layer, from 0.")
+    ] = None,
+    rule: Annotated[str | None, typer.Option(help="Of a figure: which capacity rule.")] = None,
+    expert: Annotated[int, typer.Option(min=0, help="Of a figure: which expert.")] = 0,
+    token: Annotated[int | None, typer.Option(min=0, help="Of a figure: which id.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write all rows as CSV.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Ask an audit's trace in SQL.
+
+    Exit codes: 0 answered, 3 bad usage, wrong SQL or unreadable input. Needs the extra `audit`.
+    """
+    from openmoe_tools.audit.trace import querying  # noqa: PLC0415
+
+    request = querying.Request(audit, sql, figure, json, csv, layer, rule, expert, token)
+    raise typer.Exit(querying.query(request))
+
+
+@audit_app.command("export")
+def audit_export(
+    audit: Folder,
+    output: Annotated[Path, typer.Argument(help="A file .npy, .csv or .json.")],
+) -> None:
+    """Write loads by layer and expert, in the form that programs which place experts read.
+
+    Exit codes: 0 written, 3 bad usage or unreadable input.
+    """
+    from openmoe_tools.audit import exporting  # noqa: PLC0415
+
+    raise typer.Exit(exporting.export(exporting.Request(audit, output)))

@@ -71,7 +71,7 @@ def report(points=3000, names=SLICES, pieces=None):
         "sections": [
             section("slices", "Slices of the text", slices(draw, names)),
             section("tokens", "Token ids", tokens(draw, points, labels)),
-            section("drops", "Dropped choices", drops(draw, names)),
+            section("drops", "Dropped choices", drops(draw)),
             section("experts", "Experts", experts(draw, names, labels)),
             section("nothing", "Nothing here", []),
         ],
@@ -179,7 +179,7 @@ def slices(draw, names):
         axes = [str(one) for one in range(EXPERTS)]
         return {"axes": axes, "series": series, "reference": 1 / EXPERTS}
 
-    def bars(layer):
+    def bars(_):
         values = draw.uniform(0.02, 0.3, len(names))
         values[-2] = np.nan
         return {
@@ -192,7 +192,7 @@ def slices(draw, names):
             "y_title": "total variation",
         }
 
-    def rows(layer):
+    def rows(_):
         return {
             "columns": ["slice", "documents", "tokens", "distance", "not explained"],
             "rows": [[one, 10, 90_000, *plain(draw.uniform(0, 1, 2))] for one in names]
@@ -217,7 +217,7 @@ def slices(draw, names):
 def tokens(draw, points, labels):
     counts = np.sort((128 * draw.pareto(0.9, points) + 129).astype(int))[::-1]
 
-    def spread(layer):
+    def spread(_):
         floor = np.sqrt(0.0605 / counts) / 2
         y = np.hypot(floor, draw.beta(2, 5, points) * 0.09)
         grid = np.geomspace(counts[-1], counts[0], 60)
@@ -247,7 +247,7 @@ def tokens(draw, points, labels):
             "rows": rows,
         }
 
-    def load(layer):
+    def load(_):
         return {
             "labels": [str(one) for one in range(EXPERTS)],
             "values": plain(draw.dirichlet(np.full(EXPERTS, 20.0))),
@@ -271,10 +271,10 @@ def tokens(draw, points, labels):
     ]
 
 
-def drops(draw, names):
+def drops(draw):
     x = np.arange(0, 512, 16)
 
-    def by_position(layer):
+    def by_position(_):
         first = 0.02 + 0.1 * (x / 512) ** 2 + draw.normal(0, 0.003, len(x))
         first[10] = np.nan
         second = 0.1 + 0.3 * (x / 512) ** 2 + draw.normal(0, 0.005, len(x))
@@ -302,7 +302,7 @@ def drops(draw, names):
             "tokens": (40_000 - 60 * x).tolist(),
         }
 
-    def matrix(layer):
+    def matrix(_):
         data = slices(draw, ["step 100", "step 1,000", "audited"])[0]["panels"][0]["data"]
         columns = [f"layer {one}" for one in LAYERS]
         values = [row[:4] for row in data["values"]]
@@ -345,7 +345,7 @@ def experts(draw, names, labels):
         facts = [["share of all choices", "3.12 %"], ["load over the mean", "1.004"]]
         return {"title": f"Expert {e}", "facts": facts, "tables": tables}
 
-    def sample(layer):
+    def sample(_):
         groups = draw.integers(0, EXPERTS, 300).tolist()
         texts = [f" {labels[i % len(labels)]}" + "\n" * (i % 97 == 96) for i in range(300)]
         pieces = [

@@ -1,6 +1,6 @@
 """`openmoe audit export`: loads by layer and expert, as programs that place experts on devices read them.
 
-Spec: AUDIT-24. Source of the form: EPLB, whose `weight` is [layers, experts].
+Spec: AUDIT-13. Source of the form: EPLB, whose `weight` is [layers, experts].
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_table(tables: Tables) -> ndarray:
 
 
 def export(request: Request) -> int:
-    """Write the loads of an audit; return 0. Errors: UsageError. Spec: AUDIT-24."""
+    """Write the loads of an audit; return 0. Errors: UsageError. Spec: AUDIT-13."""
     files.writable(request.output)
     written = _FORMS.get(request.output.suffix)
     if written is None:

@@ -1,4 +1,4 @@
-"""Routing that was recorded elsewhere, as a stream of `Routed` and what is known of it. Spec: AUDIT-24."""
+"""Routing that was recorded elsewhere, as a stream of `Routed` and what is known of it. Spec: AUDIT-27."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def open_import(form: str, paths: Sequence[Path], options: Options | None = None
     """Return recorded routing, every file of which was read and found sound.
 
     form  one of FORMATS
-    Errors: UsageError, which names the file, and the token where one is wrong. Spec: AUDIT-24, AUDIT-27.
+    Errors: UsageError, which names the file, and the token where one is wrong. Spec: AUDIT-27.
     """
     options = options or Options()
     if form not in READERS:

@@ -1,4 +1,4 @@
-"""Where recorded tokens stand: their ids, documents, rows and positions. Spec: AUDIT-24.
+"""Where recorded tokens stand: their ids, documents, rows and positions. Spec: AUDIT-27.
 
 What is not known is not made up: without documents every token is a row of its own, at position 0, so that
 nothing is taken for a neighbour.

@@ -1,4 +1,4 @@
-"""Plain columns by the names of our own traces, in npz or Parquet. Spec: AUDIT-24.
+"""Plain columns by the names of our own traces, in npz or Parquet. Spec: AUDIT-27.
 
 npz: `expert` [N, L, K]; where known `token`, `position`, `row`, `document`, `slice` [N] (the last two as
 numbers or texts), `dropped_{rule}` bool [N, L, K], `gate` [N, L, K], `margin` uint8 [2, N, L] (codes).

@@ -1,4 +1,4 @@
-"""The published port's own dump: `analysis/colossalai_replace/layer.py` of OpenMoE. Spec: AUDIT-24.
+"""The published port's own dump: `analysis/colossalai_replace/layer.py` of OpenMoE. Spec: AUDIT-27.
 
 A file is a layer; a line is a call of it, an object of gate_output [N, E] (logits), used_capacity,
 dispatch_mask [N, E, C] and combine_score [N, E, C], the probabilities of what was not dropped. As it is

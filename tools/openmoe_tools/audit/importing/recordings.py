@@ -1,4 +1,4 @@
-"""What a file tells of routing, as one form, and what is refused in all of them. Spec: AUDIT-24, AUDIT-27."""
+"""What a file tells of routing, as one form, and what is refused in all of them. Spec: AUDIT-27."""
 
 from __future__ import annotations
 

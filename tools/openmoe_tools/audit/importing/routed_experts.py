@@ -1,4 +1,4 @@
-"""Experts as serving engines return them for a request: [tokens, layers, choices]. Spec: AUDIT-24.
+"""Experts as serving engines return them for a request: [tokens, layers, choices]. Spec: AUDIT-27.
 
 npy, npz (`routed_experts`), or JSON: objects with `routed_experts`, as nested lists, or as base64 of int32
 with its `shape`, where it is not told by --layers and --choices; one object, or one a line. Each is a

@@ -1,4 +1,4 @@
-"""Router logits as Hugging Face models return them, in npz or safetensors. Spec: AUDIT-24.
+"""Router logits as Hugging Face models return them, in npz or safetensors. Spec: AUDIT-27.
 
 A file has `layer_0`, `layer_1`, ... [N, E] of the sparse layers, or one `router_logits` [L, N, E].
 """

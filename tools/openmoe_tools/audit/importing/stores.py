@@ -1,4 +1,4 @@
-"""Arrays and JSON of strangers' files: read, never executed, or refused in a line. Spec: AUDIT-24."""
+"""Arrays and JSON of strangers' files: read, never executed, or refused in a line. Spec: AUDIT-27."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trace of our own as a source: what its metadata says, and its tokens. Spec: AUDIT-22, AUDIT-24."""
+"""A trace of our own as a source: what its metadata says, and its tokens. Spec: AUDIT-27."""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ def assigned(shared: ndarray) -> ndarray:
     Where the diagonal does as well, it is that. For any number of experts; the reference tries all ways, of up
     to 16.
     """
-    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - a large library for one figure
+    from scipy.optimize import (  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
+        linear_sum_assignment,
+    )
 
     found: ndarray = linear_sum_assignment(shared, maximize=True)[1]
     same = np.arange(len(shared))

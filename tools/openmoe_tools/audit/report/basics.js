@@ -23,8 +23,7 @@ function furnish(node, attributes, inside) {
   node.append(...inside);
   return node;
 }
-const make = (tag, attributes = {}, ...inside) =>
-  furnish(document.createElement(tag), attributes, inside);
+const make = (tag, attributes = {}, ...inside) => furnish(document.createElement(tag), attributes, inside);
 const draw = (tag, attributes = {}, ...inside) =>
   furnish(document.createElementNS(SPACE, tag), attributes, inside);
 
@@ -40,7 +39,9 @@ function spelt(text) {
     const code = one.codePointAt(0);
     if (one === "\n") return "\\n";
     if (code < 256) return `\\x${code.toString(16).padStart(2, "0")}`;
-    return code < 65536 ? `\\u${code.toString(16).padStart(4, "0")}` : `\\U${code.toString(16).padStart(8, "0")}`;
+    return code < 65536
+      ? `\\u${code.toString(16).padStart(4, "0")}`
+      : `\\U${code.toString(16).padStart(8, "0")}`;
   });
 }
 

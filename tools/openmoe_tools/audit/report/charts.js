@@ -2,9 +2,15 @@
 
 // ---- heatmap -----------------------------------------------------------------------------------
 
-function heatmap(svg, width, data) {
+function heatmap(svg, width, given) {
+  const [least, most] = extent(given.values.flat()) || [0, 1];
+  const data = { ...given, low: given.low ?? least, high: given.high ?? most };
   const [rows, columns] = [data.rows.length, data.columns.length];
-  const left = Math.min(Math.max(44, ...data.rows.map((one) => wide(spelt(one)) + 12)), Math.max(90, width * 0.28), 220);
+  const left = Math.min(
+    Math.max(44, ...data.rows.map((one) => wide(spelt(one)) + 12)),
+    Math.max(90, width * 0.28),
+    220,
+  );
   const right = data.row_tokens ? 70 : 10;
   const cell = Math.min(Math.max((width - left - right) / Math.max(columns, 1), 13), 110);
   const tall = rows > 24 ? 18 : 25;
@@ -14,12 +20,20 @@ function heatmap(svg, width, data) {
   size(svg, whole, top + rows * tall + 62);
   const titles = `rows: ${spelt(data.row_title)}; columns: ${spelt(data.column_title)}`;
   svg.append(label(2, 13, cut(titles, whole - right - 4), { class: "title" }));
-  svg.append(draw("rect", { x: px(left), y: top, width: px(columns * cell), height: rows * tall, class: "level" }));
+  svg.append(
+    draw("rect", { x: px(left), y: top, width: px(columns * cell), height: rows * tall, class: "level" }),
+  );
   data.columns.forEach((one, j) => columnLabel(svg, one, j, left + (j + 0.5) * cell, top - 6, head));
   const marks = data.rows.map((name, i) => {
     const y = top + i * tall;
     svg.append(label(left - 6, y + tall / 2 + 4, cut(name, left - 10), { "text-anchor": "end" }));
-    if (data.row_tokens) svg.append(label(left + columns * cell + 64, y + tall / 2 + 4, number(data.row_tokens[i]), { "text-anchor": "end", class: "aside" }));
+    if (data.row_tokens)
+      svg.append(
+        label(left + columns * cell + 64, y + tall / 2 + 4, number(data.row_tokens[i]), {
+          "text-anchor": "end",
+          class: "aside",
+        }),
+      );
     return data.columns.map((column, j) => {
       const x = left + j * cell;
       heat(svg, data, data.values[i][j], x, y, cell, tall);
@@ -37,7 +51,8 @@ function heatmap(svg, width, data) {
       };
     });
   });
-  if (data.row_tokens) svg.append(label(left + columns * cell + 64, 13, "tokens", { class: "title", "text-anchor": "end" }));
+  if (data.row_tokens)
+    svg.append(label(left + columns * cell + 64, 13, "tokens", { class: "title", "text-anchor": "end" }));
   key(svg, data, left, top + rows * tall + 16, whole);
   return marks;
 }
@@ -54,7 +69,13 @@ function columnHead(columns, cell) {
 function columnLabel(svg, text, place, x, y, head) {
   if (place % head.every) return;
   const turned = head.aslant ? `rotate(-52 ${px(x)} ${px(y)})` : null;
-  svg.append(label(x, y, cut(text, head.aslant ? 110 : 1e9, 11), { "text-anchor": head.aslant ? "start" : "middle", transform: turned, class: "small" }));
+  svg.append(
+    label(x, y, cut(text, head.aslant ? 110 : 1e9, 11), {
+      "text-anchor": head.aslant ? "start" : "middle",
+      transform: turned,
+      class: "small",
+    }),
+  );
 }
 
 // How far a value is from the middle of the colours and on which side; as strong is as far, on either side.
@@ -74,7 +95,12 @@ function heat(svg, data, value, x, y, cell, tall) {
   const { above, part } = strength(data, value);
   svg.append(draw("rect", { ...at, class: above ? "above" : "below", "fill-opacity": px(part * 100) / 100 }));
   if (cell < 27) return;
-  svg.append(label(x + cell / 2, y + tall / 2 + 3.5, short(value, cell > 44 ? 3 : 2), { class: part > 0.55 ? "value on" : "value", "text-anchor": "middle" }));
+  svg.append(
+    label(x + cell / 2, y + tall / 2 + 3.5, short(value, cell > 44 ? 3 : 2), {
+      class: part > 0.55 ? "value on" : "value",
+      "text-anchor": "middle",
+    }),
+  );
 }
 
 function short(value, digits) {
@@ -91,13 +117,23 @@ function key(svg, data, left, top, whole) {
   svg.append(draw("rect", { x: px(left), y: top, width: wideness, height: 10, class: "level" }));
   for (let i = 0; i < count; i += 1) {
     const { above, part } = strength(data, data.low + ((i + 0.5) / count) * (data.high - data.low));
-    const place = { x: px(left + (i * wideness) / count), width: px(wideness / count + 0.2), y: top, height: 10 };
-    svg.append(draw("rect", { ...place, class: above ? "above" : "below", "fill-opacity": px(part * 100) / 100 }));
+    const place = {
+      x: px(left + (i * wideness) / count),
+      width: px(wideness / count + 0.2),
+      y: top,
+      height: 10,
+    };
+    svg.append(
+      draw("rect", { ...place, class: above ? "above" : "below", "fill-opacity": px(part * 100) / 100 }),
+    );
   }
   // The middle makes way for no end: it gives its number to the other side, or takes the place of the lower end.
   const middle = data.centre === null ? 0 : (data.centre - data.low) / (data.high - data.low || 1);
   const near = (1 - middle) * wideness < 40;
-  const ends = [[0, data.low, "start"], [1, data.high, near ? "start" : "end"]];
+  const ends = [
+    [0, data.low, "start"],
+    [1, data.high, near ? "start" : "end"],
+  ];
   if (data.centre !== null && middle * wideness < 35) ends[0] = [middle, data.centre, "start"];
   else if (data.centre !== null && middle < 1) ends.push([middle, data.centre, near ? "end" : "middle"]);
   for (const [part, value, anchor] of ends) {
@@ -117,9 +153,16 @@ function key(svg, data, left, top, whole) {
 function bars(svg, width, data) {
   const names = data.labels.map(spelt);
   const lying = names.length < 5 || (names.length <= 60 && names.some((one) => one.length > 5));
-  const values = [...data.values, ...(data.low || []), ...(data.high || []), data.reference && data.reference.value];
+  const values = [
+    ...data.values,
+    ...(data.low || []),
+    ...(data.high || []),
+    data.reference && data.reference.value,
+  ];
   const [low, high] = upright(values);
-  return lying ? lyingBars(svg, width, data, names, low, high) : standingBars(svg, width, data, names, low, high);
+  return lying
+    ? lyingBars(svg, width, data, names, low, high)
+    : standingBars(svg, width, data, names, low, high);
 }
 
 function whisker(svg, data, i, at) {
@@ -148,15 +191,22 @@ function lyingBars(svg, width, data, names, low, high) {
     svg.append(label(left - 6, middle + 4, cut(name, left - 10), { "text-anchor": "end" }));
     const [a, b] = known(value) ? [Math.min(x(0), x(value)), Math.max(x(0), x(value))] : [x(0), x(0)];
     svg.append(draw("rect", { x: px(a), y: middle - 8, width: px(b - a), height: 16, class: "bar" }));
-    const end = whisker(svg, data, i, (from, to) =>
-      `M${px(x(from))} ${middle}H${px(x(to))}M${px(x(from))} ${middle - 4}v8M${px(x(to))} ${middle - 4}v8`);
+    const end = whisker(
+      svg,
+      data,
+      i,
+      (from, to) =>
+        `M${px(x(from))} ${middle}H${px(x(to))}M${px(x(from))} ${middle - 4}v8M${px(x(to))} ${middle - 4}v8`,
+    );
     const beside = Math.max(b, end === null ? 0 : x(end)) + 6;
     svg.append(label(beside, middle + 4, number(value, 3), { class: "aside" }));
     return [barMark(data, names, i, { x: (a + b) / 2, y: middle, w: width, h: tall })];
   });
   if (data.reference && known(data.reference.value)) {
     const at = px(x(data.reference.value));
-    svg.append(draw("line", { x1: at, x2: at, y1: top - 8, y2: top + names.length * tall, class: "line reference" }));
+    svg.append(
+      draw("line", { x1: at, x2: at, y1: top - 8, y2: top + names.length * tall, class: "line reference" }),
+    );
     const anchor = at > width * 0.6 ? "end" : "start";
     svg.append(label(at, top - 12, said(data.reference), { "text-anchor": anchor, class: "aside" }));
   }
@@ -182,10 +232,23 @@ function standingBars(svg, width, data, names, low, high) {
     if (i % every === 0) svg.append(label(middle, y.from + 17, name, { "text-anchor": "middle" }));
     if (known(value)) {
       const [a, b] = [Math.min(y(0), y(value)), Math.max(y(0), y(value))];
-      svg.append(draw("rect", { x: px(middle - half), y: px(a), width: px(2 * half), height: px(b - a), class: "bar" }));
+      svg.append(
+        draw("rect", {
+          x: px(middle - half),
+          y: px(a),
+          width: px(2 * half),
+          height: px(b - a),
+          class: "bar",
+        }),
+      );
     } else svg.append(label(middle, y(0) - 4, "?", { "text-anchor": "middle", class: "aside" }));
-    whisker(svg, data, i, (from, to) =>
-      `M${px(middle)} ${px(y(from))}V${px(y(to))}M${px(middle - 3)} ${px(y(from))}h6M${px(middle - 3)} ${px(y(to))}h6`);
+    whisker(
+      svg,
+      data,
+      i,
+      (from, to) =>
+        `M${px(middle)} ${px(y(from))}V${px(y(to))}M${px(middle - 3)} ${px(y(from))}h6M${px(middle - 3)} ${px(y(to))}h6`,
+    );
     return barMark(data, names, i, { x: middle, y: known(value) ? y(value) : y(0), w: step, h: 600 });
   });
   if (data.reference && known(data.reference.value)) {
@@ -200,7 +263,9 @@ function standingBars(svg, width, data, names, low, high) {
 
 function radar(svg, width, data, { hidden }) {
   const whole = Math.max(Math.min(width, 620), 300);
-  const shown = styled(data.series.map((one) => ({ ...one, style: "data" }))).filter((one) => !hidden.has(one.name));
+  const shown = styled(data.series.map((one) => ({ ...one, style: "data" }))).filter(
+    (one) => !hidden.has(one.name),
+  );
   const most = (extent([...shown.flatMap((one) => one.values), data.reference]) || [0, 1])[1] || 1;
   const names = data.axes.map((one) => cut(one, 70, 11));
   const centre = whole / 2;
@@ -224,17 +289,28 @@ function radar(svg, width, data, { hidden }) {
     grid.append(draw("line", { x1: centre, y1: centre, x2: px(x), y2: px(y) }));
     const cosine = Math.cos(turn);
     const anchor = cosine > 0.2 ? "start" : cosine < -0.2 ? "end" : "middle";
-    svg.append(label(centre + cosine * (far + 6), centre + Math.sin(turn) * (far + 8) + 4, names[i], { "text-anchor": anchor, class: "small" }));
+    svg.append(
+      label(centre + cosine * (far + 6), centre + Math.sin(turn) * (far + 8) + 4, names[i], {
+        "text-anchor": anchor,
+        class: "small",
+      }),
+    );
   });
   if (known(data.reference)) svg.append(ring(data.reference, { class: "line reference" }));
   for (const one of shown) {
     const places = one.values.map((value, i) => (known(value) ? at(i, value) : [null, null]));
     const round = [...places, places[0] || [null, null]];
-    const d = path(round.map(([x]) => x), round.map(([, y]) => y));
-    svg.append(draw("path", { d, stroke: one.colour, "stroke-dasharray": one.dash || null, class: "line data" }));
+    const d = path(
+      round.map(([x]) => x),
+      round.map(([, y]) => y),
+    );
+    svg.append(
+      draw("path", { d, stroke: one.colour, "stroke-dasharray": one.dash || null, class: "line data" }),
+    );
     for (const [x, y] of places) if (known(x)) svg.append(shape(one.shape, x, y, 2.5, one.colour));
   }
-  for (const one of r.ticks.slice(1)) svg.append(label(centre + 3, centre - r(one) - 2, tick(one), { class: "aside" }));
+  for (const one of r.ticks.slice(1))
+    svg.append(label(centre + 3, centre - r(one) - 2, tick(one), { class: "aside" }));
   return shown.map((one) =>
     one.values.map((value, i) => {
       if (!known(value)) return null;

@@ -158,7 +158,8 @@ def bars(figure: Figure, data: Data) -> None:
     """Draw bars with intervals; long names stand beside bars that lie."""
     labels, values = data["labels"], _known(data["values"])
     lying = len(labels) <= _MOST_LABELS and any(len(one) > 5 for one in labels)
-    figure.set_size_inches(6.4, 1.1 + 0.2 * len(labels) if lying else 2.8)
+    width = 6.4 if lying else min(max(6.4, 0.24 * len(labels)), 12)
+    figure.set_size_inches(width, 1.1 + 0.2 * len(labels) if lying else 2.8)
     axes, places = figure.subplots(), np.arange(len(labels))
     spread = None
     if data["low"] is not None and data["high"] is not None:

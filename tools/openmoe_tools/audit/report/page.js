@@ -1,10 +1,8 @@
-// The page: which panel a figure shows, its controls, its legend, what pointer and keys read from it.
+// The page: which panel a figure shows, its controls, its legend, its table.
 
 const report = JSON.parse(document.getElementById("report").textContent);
 const start = JSON.parse(document.body.dataset.start);
 const PLOTS = { heatmap, lines, points, bars, radar };
-const tip = document.getElementById("tip");
-const heard = document.getElementById("said");
 const figures = [];
 
 // ---- a figure ----------------------------------------------------------------------------------
@@ -13,10 +11,22 @@ function begin(node) {
   const [section, place] = node.dataset.place.split(" ");
   const figure = report.sections[section].figures[place];
   const names = figure.panels.length ? Object.keys(figure.panels[0].keys) : [];
-  const state = { node, figure, names, selects: {}, linked: true, hidden: new Set(), wanted: "", marks: [], cursor: null };
+  const state = {
+    node,
+    figure,
+    names,
+    selects: {},
+    linked: true,
+    hidden: new Set(),
+    wanted: "",
+    marks: [],
+    cursor: null,
+  };
   for (const part of ["controls", "plot", "legend", "twin"]) state[part] = node.querySelector(`.${part}`);
   if (!figure.panels.length) return;
-  state.panel = figure.panels.find((one) => names.every((name) => !(name in start) || one.keys[name] === start[name])) || figure.panels[0];
+  state.panel =
+    figure.panels.find((one) => names.every((name) => !(name in start) || one.keys[name] === start[name])) ||
+    figure.panels[0];
   figures.push(state);
 }
 
@@ -26,32 +36,51 @@ function show(state) {
     const { data } = state.panel;
     state.cursor = null;
     hide();
-    if (kind === "table") state.plot.replaceChildren(table(data.columns, data.rows, { caption: heading(state), wanted: state.wanted }));
+    if (kind === "table")
+      state.plot.replaceChildren(
+        table(data.columns, data.rows, { caption: heading(state), wanted: state.wanted }),
+      );
     else if (kind === "cards") deal(state, data);
     else if (kind === "text") write(state, data);
     else plot(state, data);
     twin(state);
   } catch (error) {
     complain(`${state.figure.id}: ${error.message}`);
-    state.plot.replaceChildren(make("p", { class: "empty" }, `This figure could not be drawn (${error.message}); its data are in this file as JSON.`));
+    state.plot.replaceChildren(
+      make(
+        "p",
+        { class: "empty" },
+        `This figure could not be drawn (${error.message}); its data are in this file as JSON.`,
+      ),
+    );
   }
 }
 
 // What a figure shows now, for its title and for tables.
-const heading = (state) => [state.figure.title, ...state.names.map((name) => `${spaced(name)} ${spelt(state.panel.keys[name])}`)].join(", ");
+const heading = (state) =>
+  [state.figure.title, ...state.names.map((name) => `${spaced(name)} ${spelt(state.panel.keys[name])}`)].join(
+    ", ",
+  );
 const spaced = (name) => spelt(name).replaceAll("_", " ");
 
 function plot(state, data) {
-  const { id, kind, caption } = state.figure;
-  const [title, description] = [`title-${id}`, `description-${id}`];
+  const { kind, caption } = state.figure;
+  const [title, description] = [`${state.node.id}-name`, `${state.node.id}-description`];
   const svg = draw("svg", { role: "img", "aria-labelledby": `${title} ${description}` });
   svg.append(draw("title", { id: title }, heading(state)));
-  svg.append(draw("desc", { id: description }, `${kind}. ${spelt(caption)} All numbers are in the table below.`));
+  svg.append(
+    draw("desc", { id: description }, `${kind}. ${spelt(caption)} All numbers are in the table below.`),
+  );
   state.width = Math.max(state.plot.clientWidth - 2, 300);
   state.marks = PLOTS[kind](svg, state.width, data, state);
   if (!state.marks.flat().some(Boolean)) {
     const y = Number(svg.getAttribute("height")) / 2;
-    svg.append(label(state.width / 2, y, state.wanted ? "Nothing is found." : "Nothing is known here.", { "text-anchor": "middle", class: "title" }));
+    svg.append(
+      label(state.width / 2, y, state.wanted ? "Nothing is found." : "Nothing is known here.", {
+        "text-anchor": "middle",
+        class: "title",
+      }),
+    );
   }
   // The layer above takes the pointer: browsers would show the title of an SVG element over our own note.
   state.svg = svg;
@@ -65,21 +94,53 @@ function plot(state, data) {
 
 function legend(state, data) {
   const { kind } = state.figure;
-  const all = kind === "lines" ? data.series : kind === "points" ? data.curves : kind === "radar" ? data.series.map((one) => ({ ...one, style: "data" })) : [];
+  const all =
+    kind === "lines"
+      ? data.series
+      : kind === "points"
+        ? data.curves
+        : kind === "radar"
+          ? data.series.map((one) => ({ ...one, style: "data" }))
+          : [];
   const samples = styled(all).map((one, place) => {
     const colour = kind === "points" ? (one.style === "data" ? "var(--s0)" : "var(--text)") : one.colour;
     const sample = draw("svg", { width: 34, height: 12, "aria-hidden": "true" });
-    sample.append(draw("path", { d: "M1 6H33", stroke: colour, "stroke-dasharray": one.dash || null, class: `line ${one.style}` }));
+    sample.append(
+      draw("path", {
+        d: "M1 6H33",
+        stroke: colour,
+        "stroke-dasharray": one.dash || null,
+        class: `line ${one.style}`,
+      }),
+    );
     if (one.shape && kind !== "points") sample.append(shape(one.shape, 17, 6, 3.5, colour));
     const toggle = () => {
       if (!state.hidden.delete(one.name)) state.hidden.add(one.name);
       show(state);
       state.legend.querySelectorAll("button")[place].focus();
     };
-    return make("li", {}, make("button", { type: "button", "aria-pressed": String(!state.hidden.has(one.name)), title: "Show or hide", onclick: toggle }, sample, spelt(one.name)));
+    return make(
+      "li",
+      {},
+      make(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(!state.hidden.has(one.name)),
+          title: "Show or hide",
+          onclick: toggle,
+        },
+        sample,
+        spelt(one.name),
+      ),
+    );
   });
   if (kind === "radar" && known(data.reference)) {
-    const sample = draw("svg", { width: 34, height: 12, "aria-hidden": "true" }, draw("path", { d: "M1 6H33", class: "line reference" }));
+    const sample = draw(
+      "svg",
+      { width: 34, height: 12, "aria-hidden": "true" },
+      draw("path", { d: "M1 6H33", class: "line reference" }),
+    );
     samples.push(make("li", {}, make("span", {}, sample, `even: ${number(data.reference, 3)}`)));
   }
   state.legend.replaceChildren(...samples);
@@ -117,7 +178,9 @@ function twin(state) {
   while (state.twin.children.length > 1) state.twin.lastChild.remove();
   if (!stands) return;
   for (const one of TWINS[state.figure.kind](state.panel.data)) {
-    state.twin.append(table(one.columns, one.rows, { caption: one.caption || heading(state), wanted: state.wanted }));
+    state.twin.append(
+      table(one.columns, one.rows, { caption: one.caption || heading(state), wanted: state.wanted }),
+    );
   }
 }
 
@@ -132,15 +195,32 @@ function controls(state) {
       continue;
     }
     const options = values.map((one) => make("option", {}, spelt(one)));
-    const select = make("select", { onchange: () => choose(state, name, values[select.selectedIndex]) }, ...options);
+    const select = make(
+      "select",
+      { onchange: () => choose(state, name, values[select.selectedIndex]) },
+      ...options,
+    );
     state.selects[name] = { tell: (value) => (select.selectedIndex = values.indexOf(value)) };
     state.selects[name].tell(state.panel.keys[name]);
     state.controls.append(make("label", {}, `${spaced(name)} `, select));
   }
-  const shared = Object.keys(state.selects).some((name) => figures.some((other) => other !== state && other.names.includes(name)));
+  const shared = Object.keys(state.selects).some((name) =>
+    figures.some((other) => other !== state && other.names.includes(name)),
+  );
   if (shared) {
-    const box = make("input", { type: "checkbox", checked: true, onchange: (event) => (state.linked = event.target.checked) });
-    state.controls.append(make("label", { class: "linked", title: "A choice here is one for all figures that have it, and theirs for this" }, box, " all figures"));
+    const box = make("input", {
+      type: "checkbox",
+      checked: true,
+      onchange: (event) => (state.linked = event.target.checked),
+    });
+    state.controls.append(
+      make(
+        "label",
+        { class: "linked", title: "A choice here is one for all figures that have it, and theirs for this" },
+        box,
+        " all figures",
+      ),
+    );
   }
   if (figure.kind === "points" || figure.kind === "cards") search(state);
 }
@@ -166,7 +246,9 @@ function choose(state, name, value) {
   for (const one of state.linked ? figures.filter((other) => other.linked) : [state]) {
     const wanted = { ...one.panel.keys, [name]: value };
     const agreeing = (panel) => one.names.filter((each) => panel.keys[each] === wanted[each]).length;
-    const able = one.names.includes(name) ? one.figure.panels.filter((panel) => panel.keys[name] === value) : [];
+    const able = one.names.includes(name)
+      ? one.figure.panels.filter((panel) => panel.keys[name] === value)
+      : [];
     if (!able.length) continue;
     // Not every combination need be there: the nearest is shown, and the selectors say which that is.
     const best = able.reduce((a, b) => (agreeing(b) > agreeing(a) ? b : a));
@@ -176,86 +258,6 @@ function choose(state, name, value) {
     show(one);
   }
   window.scrollBy(0, state.node.getBoundingClientRect().top - before);
-}
-
-// ---- reading values ----------------------------------------------------------------------------
-
-function hide() {
-  tip.hidden = true;
-  for (const one of document.querySelectorAll(".cursor")) one.remove();
-  for (const one of document.querySelectorAll(".pointed")) one.classList.remove("pointed");
-}
-
-function point(state, mark, aloud) {
-  hide();
-  const told = mark.lines().map(spelt);
-  if (mark.node) mark.node.classList.add("pointed");
-  else if (mark.w && mark.h < 100 && mark.w < 200) state.svg.append(draw("rect", { x: px(mark.x - mark.w / 2), y: px(mark.y - mark.h / 2), width: px(mark.w - 1), height: px(mark.h - 1), class: "cursor" }));
-  else state.svg.append(draw("circle", { cx: px(mark.x), cy: px(mark.y), r: 6, class: "cursor" }));
-  tip.replaceChildren(...told.map((one) => make("div", {}, one)));
-  tip.hidden = false;
-  const sheet = (mark.node || state.svg).getBoundingClientRect();
-  const [x, y] = mark.node ? [sheet.left, sheet.bottom] : [sheet.left + mark.x, sheet.top + mark.y];
-  const [w, h] = [tip.offsetWidth, tip.offsetHeight];
-  const above = y - h - 14;
-  tip.style.left = `${Math.max(4, Math.min(x + 12, document.documentElement.clientWidth - w - 4))}px`;
-  tip.style.top = `${above > 4 ? above : y + 14}px`;
-  if (aloud) heard.textContent = told.join(", ");
-}
-
-function nearest(state, event) {
-  if (!state.svg) return state.marks.flat().find((one) => one.node.contains(event.target));
-  const sheet = state.svg.getBoundingClientRect();
-  const [x, y] = [event.clientX - sheet.left, event.clientY - sheet.top];
-  let [best, least] = [null, 30 ** 2];
-  for (const one of state.marks.flat()) {
-    if (!one) continue;
-    const [a, b] = [Math.max(Math.abs(one.x - x) - (one.w || 0) / 2, 0), Math.max(Math.abs(one.y - y) - (one.h || 0) / 2, 0)];
-    if (a * a + b * b < least) [best, least] = [one, a * a + b * b];
-  }
-  return best;
-}
-
-const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-
-// The cursor goes to the next known value in a direction; of one row, or one column, every arrow goes along it.
-function step(state, key) {
-  const rows = state.marks;
-  let [i, j] = MOVES[key];
-  if (rows.length === 1) [i, j] = [0, i + j];
-  else if (rows.every((row) => row.length < 2)) [i, j] = [i + j, 0];
-  let at = state.cursor;
-  if (at) {
-    do at = [at[0] + i, at[1] + j];
-    while (rows[at[0]] && at[1] in rows[at[0]] && !rows[at[0]][at[1]]);
-  } else {
-    const row = rows.findIndex((one) => one.some(Boolean));
-    at = [row, rows[row]?.findIndex(Boolean)];
-  }
-  const mark = rows[at[0]]?.[at[1]];
-  if (!mark) return;
-  state.cursor = at;
-  if (!mark.node) state.plot.scrollLeft = mark.x - state.plot.clientWidth / 2;
-  point(state, mark, true);
-}
-
-function listen(state) {
-  const over = (event) => {
-    const mark = nearest(state, event);
-    if (mark) point(state, mark, false);
-    else hide();
-  };
-  if (state.figure.kind === "table" || state.figure.kind === "cards") return;
-  state.plot.addEventListener("pointermove", over);
-  state.plot.addEventListener("pointerdown", over);
-  state.plot.addEventListener("pointerleave", hide);
-  state.plot.addEventListener("focusout", hide);
-  state.plot.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") hide();
-    if (!(event.key in MOVES) || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    step(state, event.key);
-  });
 }
 
 // ---- the whole page ----------------------------------------------------------------------------
@@ -300,6 +302,7 @@ document.getElementById("open-tables").addEventListener("click", openTables);
 if (location.hash === "#tables") openTables();
 window.addEventListener("scroll", hide, { passive: true });
 window.addEventListener("resize", () => {
-  for (const state of figures) if (state.figure.kind in PLOTS && Math.abs(state.plot.clientWidth - 2 - state.width) > 1) show(state);
+  for (const state of figures)
+    if (state.figure.kind in PLOTS && Math.abs(state.plot.clientWidth - 2 - state.width) > 1) show(state);
 });
 document.body.dataset.drawn = String(figures.length);

@@ -13,7 +13,7 @@ from openmoe_tools.audit.measures.view import PAPERS_LAYER
 from openmoe_tools.audit.report import verdicts
 from openmoe_tools.audit.report.markup import embedded, identifier, lines, number, prose, text
 
-_SCRIPTS = ("basics.js", "plots.js", "charts.js", "tables.js", "page.js")
+_SCRIPTS = ("basics.js", "plots.js", "charts.js", "tables.js", "reading.js", "page.js")
 _DRAWN = ("heatmap", "lines", "points", "bars", "radar", "text")
 """Kinds that are not tables themselves, and have one beside them."""
 _PAGE = """<!DOCTYPE html>

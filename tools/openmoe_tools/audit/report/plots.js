@@ -28,11 +28,16 @@ function shape(kind, x, y, r, colour) {
   const at = (...corners) => `M${corners.map(([a, b]) => `${px(x + a * r)} ${px(y + b * r)}`).join("L")}`;
   const solid = { fill: colour, class: "mark" };
   if (kind === "circle") return draw("circle", { cx, cy, r, ...solid });
-  if (kind === "square") return draw("path", { d: `${at([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9])}Z`, ...solid });
+  if (kind === "square")
+    return draw("path", { d: `${at([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9])}Z`, ...solid });
   if (kind === "up") return draw("path", { d: `${at([0, -1.2], [1.1, 0.8], [-1.1, 0.8])}Z`, ...solid });
   if (kind === "down") return draw("path", { d: `${at([0, 1.2], [1.1, -0.8], [-1.1, -0.8])}Z`, ...solid });
-  if (kind === "diamond") return draw("path", { d: `${at([0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0])}Z`, ...solid });
-  const open = kind === "cross" ? at([-1, -1], [1, 1]) + at([-1, 1], [1, -1]) : at([-1.2, 0], [1.2, 0]) + at([0, -1.2], [0, 1.2]);
+  if (kind === "diamond")
+    return draw("path", { d: `${at([0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0])}Z`, ...solid });
+  const open =
+    kind === "cross"
+      ? at([-1, -1], [1, 1]) + at([-1, 1], [1, -1])
+      : at([-1.2, 0], [1.2, 0]) + at([0, -1.2], [0, 1.2]);
   return draw("path", { d: open, stroke: colour, class: "mark open" });
 }
 
@@ -41,7 +46,11 @@ function label(x, y, text, attributes = {}) {
 }
 
 function size(svg, width, height) {
-  for (const [name, value] of [["width", width], ["height", height], ["viewBox", `0 0 ${width} ${height}`]]) {
+  for (const [name, value] of [
+    ["width", width],
+    ["height", height],
+    ["viewBox", `0 0 ${width} ${height}`],
+  ]) {
     svg.setAttribute(name, value);
   }
 }
@@ -84,8 +93,7 @@ function upright(values) {
   return [a < 0 ? a - room : 0, b > 0 || a === b ? b + room : 0];
 }
 
-const roomLeft = (low, high) =>
-  Math.max(34, ...steps(low, high, 5).map((one) => wide(tick(one)) + 12));
+const roomLeft = (low, high) => Math.max(34, ...steps(low, high, 5).map((one) => wide(tick(one)) + 12));
 
 // A path through places; what is not known leaves a gap.
 function path(xs, ys) {
@@ -113,7 +121,8 @@ function named(svg, all, x, y, width) {
   for (const { name, xs, ys } of all) {
     const end = lastKnown(xs, ys);
     if (end < 0) continue;
-    if (xs.length > 1 && xs.every((one) => one === xs[0])) svg.append(label(xs[0] + 5, y.to + 8, spelt(name), { class: "aside" }));
+    if (xs.length > 1 && xs.every((one) => one === xs[0]))
+      svg.append(label(xs[0] + 5, y.to + 8, spelt(name), { class: "aside" }));
     else ends.push({ name, y: ys[end] });
   }
   ends.sort((a, b) => a.y - b.y);
@@ -144,27 +153,42 @@ function lines(svg, width, data, { hidden }) {
   size(svg, width, height);
   axes(svg, x, y, [data.x_title, data.y_title]);
   const ends = [];
-  const ordered = [...shown.filter((one) => one.style !== "data"), ...shown.filter((one) => one.style === "data")];
+  const ordered = [
+    ...shown.filter((one) => one.style !== "data"),
+    ...shown.filter((one) => one.style === "data"),
+  ];
   for (const one of ordered) {
     const ys = one.y.map((value) => (known(value) ? y(value) : null));
-    if (one.low && one.high) svg.append(draw("path", { d: band(xs, one.low, one.high, y), fill: one.colour, class: "band" }));
-    svg.append(draw("path", { d: path(xs, ys), stroke: one.colour, "stroke-dasharray": one.dash || null, class: `line ${one.style}` }));
+    if (one.low && one.high)
+      svg.append(draw("path", { d: band(xs, one.low, one.high, y), fill: one.colour, class: "band" }));
+    svg.append(
+      draw("path", {
+        d: path(xs, ys),
+        stroke: one.colour,
+        "stroke-dasharray": one.dash || null,
+        class: `line ${one.style}`,
+      }),
+    );
     if (one.shape) dot(svg, one, xs, ys);
     else ends.push({ name: one.name, xs, ys });
   }
   named(svg, ends, x, y, width);
   if (strip) tokenStrip(svg, data, xs, x, 330);
   return shown.map((one) =>
-    data.x.map((at, i) => known(one.y[i]) && known(xs[i]) && {
-      x: xs[i],
-      y: y(one.y[i]),
-      lines: () => [
-        one.name,
-        `${data.x_title}: ${number(at)}`,
-        `${data.y_title}: ${number(one.y[i])}${interval(one, i)}`,
-        ...(data.tokens ? [`${number(data.tokens[i])} tokens`] : []),
-      ],
-    }),
+    data.x.map(
+      (at, i) =>
+        known(one.y[i]) &&
+        known(xs[i]) && {
+          x: xs[i],
+          y: y(one.y[i]),
+          lines: () => [
+            one.name,
+            `${data.x_title}: ${number(at)}`,
+            `${data.y_title}: ${number(one.y[i])}${interval(one, i)}`,
+            ...(data.tokens ? [`${number(data.tokens[i])} tokens`] : []),
+          ],
+        },
+    ),
   );
 }
 
@@ -213,7 +237,14 @@ function tokenStrip(svg, data, xs, x, top) {
     const left = known(xs[i - 1]) ? (xs[i - 1] + xs[i]) / 2 : xs[i] - 2;
     const right = known(xs[i + 1]) ? (xs[i + 1] + xs[i]) / 2 : xs[i] + 2;
     const wideness = Math.max(right - left - (right - left > 4 ? 1 : 0), 0.3);
-    drawn.append(draw("rect", { x: px(left), y: px(tall(count)), width: px(wideness), height: px(top + 50 - tall(count)) }));
+    drawn.append(
+      draw("rect", {
+        x: px(left),
+        y: px(tall(count)),
+        width: px(wideness),
+        height: px(top + 50 - tall(count)),
+      }),
+    );
   });
   svg.append(drawn, draw("line", { x1: x.from, x2: x.to, y1: top + 50, y2: top + 50, class: "rule" }));
   svg.append(label(2, top + 12, `tokens (at most ${number(most)})`, { class: "title" }));
@@ -227,7 +258,10 @@ function points(svg, width, data, { hidden, wanted }) {
   const [low, high] = upright([...data.y, ...curves.flatMap((one) => one.y)]);
   const allX = [...data.x, ...curves.flatMap((one) => one.x)];
   const [left, right] = bounded(allX, data.log_x);
-  const x = scale(left, right, roomLeft(low, high), width - roomRight(curves, width), { log: data.log_x, count: width < 500 ? 4 : 8 });
+  const x = scale(left, right, roomLeft(low, high), width - roomRight(curves, width), {
+    log: data.log_x,
+    count: width < 500 ? 4 : 8,
+  });
   const y = scale(low, high, height - 48, 26);
   const at = (value) => (known(value) && (value > 0 || !data.log_x) ? x(value) : null);
   size(svg, width, height);
@@ -242,7 +276,14 @@ function points(svg, width, data, { hidden, wanted }) {
   for (const one of curves) {
     const [xs, ys] = [one.x.map(at), one.y.map((value) => (known(value) ? y(value) : null))];
     const colour = one.style === "data" ? "var(--s0)" : "var(--text)";
-    svg.append(draw("path", { d: path(xs, ys), stroke: colour, "stroke-dasharray": one.dash || null, class: `line ${one.style}` }));
+    svg.append(
+      draw("path", {
+        d: path(xs, ys),
+        stroke: colour,
+        "stroke-dasharray": one.dash || null,
+        class: `line ${one.style}`,
+      }),
+    );
     if (one.style !== "data") ends.push({ name: one.name, xs, ys });
   }
   named(svg, ends, x, y, width);
@@ -251,7 +292,11 @@ function points(svg, width, data, { hidden, wanted }) {
   const marks = found.map((i) => ({
     x: at(data.x[i]),
     y: y(data.y[i]),
-    lines: () => [data.labels[i], `${data.x_title}: ${number(data.x[i])}`, `${data.y_title}: ${number(data.y[i])}`],
+    lines: () => [
+      data.labels[i],
+      `${data.x_title}: ${number(data.x[i])}`,
+      `${data.y_title}: ${number(data.y[i])}`,
+    ],
   }));
   marks.found = wanted ? `${number(found.length)} of ${number(order.length)} points` : "";
   return [marks];
@@ -266,8 +311,14 @@ function highlight(svg, found, data, at, y, x) {
     const name = cut(data.labels[i], 140);
     const end = a + 8 + wide(name) > x.to;
     const box = [end ? a - 8 - wide(name) : a + 8, b];
-    if (used.length >= 40 || used.some(([c, d, e]) => Math.abs(d - b) < 12 && box[0] < e && c < box[0] + wide(name))) continue;
+    if (
+      used.length >= 40 ||
+      used.some(([c, d, e]) => Math.abs(d - b) < 12 && box[0] < e && c < box[0] + wide(name))
+    )
+      continue;
     used.push([box[0], b, box[0] + wide(name)]);
-    svg.append(label(end ? a - 8 : a + 8, b + 4, name, { "text-anchor": end ? "end" : "start", class: "found" }));
+    svg.append(
+      label(end ? a - 8 : a + 8, b + 4, name, { "text-anchor": end ? "end" : "start", class: "found" }),
+    );
   }
 }

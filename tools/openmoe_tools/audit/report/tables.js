@@ -16,25 +16,46 @@ function table(columns, rows, { wanted = "", caption = "" } = {}) {
   const note = make("p", { class: "soft" });
   const left = columns.map((_, j) => rows.some((row) => typeof row[j] === "string"));
   const heads = columns.map((column, j) =>
-    make("th", { scope: "col", class: left[j] ? "text" : "number" }, make("button", { type: "button", onclick: () => sort(j) }, spelt(column))),
+    make(
+      "th",
+      { scope: "col", class: left[j] ? "text" : "number" },
+      make("button", { type: "button", onclick: () => sort(j) }, spelt(column)),
+    ),
   );
   const searched = wanted
-    ? rows.filter((row) => row.some((cell) => spelt(cell ?? UNKNOWN).toLowerCase().includes(wanted)))
+    ? rows.filter((row) =>
+        row.some((cell) =>
+          spelt(cell ?? UNKNOWN)
+            .toLowerCase()
+            .includes(wanted),
+        ),
+      )
     : rows;
 
   function sort(j) {
     // Numbers are first sought by the largest, text from its beginning.
     down = sorted === j ? !down : !left[j];
     sorted = j;
-    heads.forEach((head, i) => head.setAttribute("aria-sort", i !== j ? "none" : down ? "descending" : "ascending"));
+    heads.forEach((head, i) =>
+      head.setAttribute("aria-sort", i !== j ? "none" : down ? "descending" : "ascending"),
+    );
     show();
   }
   function show() {
-    const ordered = sorted === null ? searched : [...searched].sort((a, b) => compared(a[sorted], b[sorted], down));
+    const ordered =
+      sorted === null ? searched : [...searched].sort((a, b) => compared(a[sorted], b[sorted], down));
     body.replaceChildren(
-      ...ordered.slice(0, MOST_ROWS).map((row) =>
-        make("tr", {}, ...row.map((cell, j) => make("td", { class: left[j] ? "text" : "number", dir: "auto" }, cellText(cell, columns[j])))),
-      ),
+      ...ordered
+        .slice(0, MOST_ROWS)
+        .map((row) =>
+          make(
+            "tr",
+            {},
+            ...row.map((cell, j) =>
+              make("td", { class: left[j] ? "text" : "number", dir: "auto" }, cellText(cell, columns[j])),
+            ),
+          ),
+        ),
     );
     note.textContent =
       ordered.length > MOST_ROWS
@@ -44,8 +65,23 @@ function table(columns, rows, { wanted = "", caption = "" } = {}) {
           : "";
   }
   show();
-  const made = make("table", {}, make("caption", {}, spelt(caption)), make("thead", {}, make("tr", {}, ...heads)), body);
-  return make("div", {}, make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": spelt(caption) || "Table" }, made), note);
+  const made = make(
+    "table",
+    {},
+    make("caption", {}, spelt(caption)),
+    make("thead", {}, make("tr", {}, ...heads)),
+    body,
+  );
+  return make(
+    "div",
+    {},
+    make(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": spelt(caption) || "Table" },
+      made,
+    ),
+    note,
+  );
 }
 
 // What is not known comes last either way.
@@ -60,7 +96,11 @@ const TWINS = {
   heatmap: (data) => [
     {
       columns: [data.row_title, ...(data.row_tokens ? ["tokens"] : []), ...data.columns],
-      rows: data.rows.map((name, i) => [name, ...(data.row_tokens ? [data.row_tokens[i]] : []), ...data.values[i]]),
+      rows: data.rows.map((name, i) => [
+        name,
+        ...(data.row_tokens ? [data.row_tokens[i]] : []),
+        ...data.values[i],
+      ]),
     },
   ],
   lines: (data) => [
@@ -68,19 +108,30 @@ const TWINS = {
       columns: [
         data.x_title,
         ...(data.tokens ? ["tokens"] : []),
-        ...data.series.flatMap((one) => [one.name, ...(one.low ? [`${one.name}, low`] : []), ...(one.high ? [`${one.name}, high`] : [])]),
+        ...data.series.flatMap((one) => [
+          one.name,
+          ...(one.low ? [`${one.name}, low`] : []),
+          ...(one.high ? [`${one.name}, high`] : []),
+        ]),
       ],
       rows: data.x.map((x, i) => [
         x,
         ...(data.tokens ? [data.tokens[i]] : []),
-        ...data.series.flatMap((one) => [one.y[i], ...(one.low ? [one.low[i]] : []), ...(one.high ? [one.high[i]] : [])]),
+        ...data.series.flatMap((one) => [
+          one.y[i],
+          ...(one.low ? [one.low[i]] : []),
+          ...(one.high ? [one.high[i]] : []),
+        ]),
       ]),
     },
   ],
   points: (data) => [
     data.columns && data.rows
       ? { columns: data.columns, rows: data.rows }
-      : { columns: ["label", data.x_title, data.y_title], rows: data.x.map((x, i) => [data.labels[i], x, data.y[i]]) },
+      : {
+          columns: ["label", data.x_title, data.y_title],
+          rows: data.x.map((x, i) => [data.labels[i], x, data.y[i]]),
+        },
     ...(data.curves.length
       ? [
           {
@@ -95,7 +146,12 @@ const TWINS = {
     {
       caption: data.reference ? `To compare with: ${said(data.reference)}` : "",
       columns: [data.x_title, data.y_title, ...(data.low ? ["low"] : []), ...(data.high ? ["high"] : [])],
-      rows: data.labels.map((name, i) => [name, data.values[i], ...(data.low ? [data.low[i]] : []), ...(data.high ? [data.high[i]] : [])]),
+      rows: data.labels.map((name, i) => [
+        name,
+        data.values[i],
+        ...(data.low ? [data.low[i]] : []),
+        ...(data.high ? [data.high[i]] : []),
+      ]),
     },
   ],
   radar: (data) => [
@@ -116,20 +172,44 @@ const TWINS = {
 // ---- cards -------------------------------------------------------------------------------------
 
 function cards(data, wanted) {
-  const texts = (card) => [card.title, ...card.facts.flat(), ...card.tables.flatMap((one) => [one.title, ...one.rows.flat()])];
-  const found = data.cards.filter((card) => !wanted || texts(card).some((one) => spelt(one ?? "").toLowerCase().includes(wanted)));
+  const texts = (card) => [
+    card.title,
+    ...card.facts.flat(),
+    ...card.tables.flatMap((one) => [one.title, ...one.rows.flat()]),
+  ];
+  const found = data.cards.filter(
+    (card) =>
+      !wanted ||
+      texts(card).some((one) =>
+        spelt(one ?? "")
+          .toLowerCase()
+          .includes(wanted),
+      ),
+  );
   const made = found.map((card) =>
     make(
       "article",
       { class: "card" },
       make("h4", {}, spelt(card.title)),
-      make("dl", { class: "facts" }, ...card.facts.flatMap(([name, text]) => [make("dt", {}, spelt(name)), make("dd", {}, spelt(text))])),
+      make(
+        "dl",
+        { class: "facts" },
+        ...card.facts.flatMap(([name, text]) => [make("dt", {}, spelt(name)), make("dd", {}, spelt(text))]),
+      ),
       ...card.tables.map((one, i) =>
-        make("details", { open: i === 0 || Boolean(wanted) }, make("summary", {}, spelt(one.title)), table(one.columns, one.rows, { caption: `${card.title}, ${one.title}`, wanted })),
+        make(
+          "details",
+          { open: i === 0 || Boolean(wanted) },
+          make("summary", {}, spelt(one.title)),
+          table(one.columns, one.rows, { caption: `${card.title}, ${one.title}`, wanted }),
+        ),
       ),
     ),
   );
-  return { made: make("div", { class: "deck", tabindex: 0, role: "region", "aria-label": "Cards" }, ...made), found: wanted ? `${found.length} of ${data.cards.length} cards` : "" };
+  return {
+    made: make("div", { class: "deck", tabindex: 0, role: "region", "aria-label": "Cards" }, ...made),
+    found: wanted ? `${found.length} of ${data.cards.length} cards` : "",
+  };
 }
 
 // ---- text --------------------------------------------------------------------------------------
@@ -148,7 +228,13 @@ function text(data) {
     span.append(spelt(one.text.replaceAll("\n", "↵")));
     body.append(span);
     if (one.text.includes("\n")) body.append(make("br"));
-    marks.push({ node: span, lines: () => [`${spelt(data.groups[one.group] ?? one.group)}: ${spelt(one.text)}`, ...spelt(one.note).split("; ")] });
+    marks.push({
+      node: span,
+      lines: () => [
+        `${spelt(data.groups[one.group] ?? one.group)}: ${spelt(one.text)}`,
+        ...spelt(one.note).split("; "),
+      ],
+    });
   }
   return { body, marks: [marks] };
 }

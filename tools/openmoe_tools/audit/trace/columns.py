@@ -1,4 +1,4 @@
-"""Which columns a trace has, and what its files say of themselves. Spec: AUDIT-22.
+"""Which columns a trace has, and what its files say of themselves. Spec: AUDIT-02.
 
 A row is a counted token: document, row (numbers over the whole text), position, token, slice (its name);
 `l{m}_e{r}`, the expert of sparse layer m = 0.. and rank r = 0.., best first, before capacity;

@@ -1,4 +1,4 @@
-"""Columns of a trace to arrays; values that cannot be are refused with their place. Spec: AUDIT-22."""
+"""Columns of a trace to arrays; values that cannot be are refused with their place. Spec: AUDIT-02."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQL that derives figures from a trace, with the numbers that the tables give. Spec: AUDIT-23.
+"""SQL that derives figures from a trace, with the numbers that the tables give.
 
 Layers are numbers of sparse layers, 0, 1, ...; views and columns are those of `querying`. Whole numbers stay
 whole until the last division, so that nothing depends on the order in which rows are added.

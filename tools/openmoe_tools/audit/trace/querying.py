@@ -1,6 +1,6 @@
 """`openmoe audit query`: SQL over an audit's trace, or a named query that derives a figure again.
 
-The JSON's schema is `query.schema.json`, beside this file. Spec: AUDIT-23.
+The JSON's schema is `query.schema.json`, beside this file..
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def query(request: Request, figures: Mapping[str, str] | None = None) -> int:
     """Answer, print, and write what was asked; return 0.
 
     figures  SQL by a figure's name, besides the named queries
-    Errors: UsageError, of SQL too. Spec: AUDIT-23.
+    Errors: UsageError, of SQL too..
     """
     files.writable(request.json, request.csv, read=[request.folder / "trace"])
     if request.sql is not None and request.figure is not None:

@@ -1,4 +1,4 @@
-"""Read a trace back, in whole rows and with bounded memory; refuse what is not one. Spec: AUDIT-22."""
+"""Read a trace back, in whole rows and with bounded memory; refuse what is not one. Spec: AUDIT-02."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def kinds(schema: Any, head: Head) -> Kinds:
 def open_trace(folder: Path) -> Trace:
     """Return a trace whose parts are all there, whole, and of one run.
 
-    Errors: UsageError, which names the file. Spec: AUDIT-22.
+    Errors: UsageError, which names the file. Spec: AUDIT-02.
     """
     there = sorted(
         int(found[1])
@@ -166,7 +166,7 @@ def read(folder: Path, *, batch: int = BATCH) -> Iterator[Routed]:
     """Yield the tokens of a trace in order, whole rows of the text at a time, about `batch` tokens.
 
     Gates are float16's values; what the trace has not is None, and margins are where it has both.
-    Errors: UsageError, which names the file, and the token where one is wrong. Spec: AUDIT-22.
+    Errors: UsageError, which names the file, and the token where one is wrong. Spec: AUDIT-02.
     """
     trace = open_trace(folder)
     decoder = Decoder(trace.head, trace.kinds, documents(trace).names)

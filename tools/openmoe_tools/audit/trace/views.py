@@ -1,4 +1,4 @@
-"""A trace as views of DuckDB, which reads nothing else and writes nothing. Spec: AUDIT-23.
+"""A trace as views of DuckDB, which reads nothing else and writes nothing.
 
 trace      a row a token, with the columns of the files (`columns`)
 choices    a row for each token, layer and rank: document, row, position, token, slice, layer, rank, expert,

@@ -1,4 +1,4 @@
-"""Write a trace: parts that are complete when they have their names. Spec: AUDIT-22."""
+"""Write a trace: parts that are complete when they have their names. Spec: AUDIT-02."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TraceWriter:
     after     None: the folder must hold no trace. A number: the run goes on behind so many parts, which
               `flush` had promised; what was written later is removed
     more      of `columns.MORE`, what is written besides
-    Errors: UsageError. Spec: AUDIT-22.
+    Errors: UsageError. Spec: AUDIT-02.
     """
 
     def __init__(
