@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 KIT_STAMP := .venv-kit/.installed
 
-.PHONY: help conform test test-kit mutants train bench lint generate clean
+.PHONY: help conform test test-kit mutants train audit bench lint generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -60,9 +60,18 @@ train: $(STAMP) ## the preset runs on this machine's own text: trained, fine-tun
 	$(BIN)/openmoe eval $(RUNS)/questions
 	$(BIN)/openmoe generate $(RUNS)/small --text "def read(path):" --text "The function returns" --max-new-tokens 64 --temperature 0.8 --top-k 20
 
-bench: $(STAMP) ## ratios to the bounds, printed and written to production/BENCHMARKS.md and tools/BENCHMARKS.md
+audit: $(STAMP) ## what the preset model's routers do with this machine's text: a report, and a summary (trained first if need be)
+	test -e $(RUNS)/questions/checkpoints || $(MAKE) train
+	test -e $(RUNS)/corpus/manifest.json || $(BIN)/openmoe data corpus $(RUNS)/corpus
+	test -e $(RUNS)/audit/audit.json || $(BIN)/openmoe audit run $(RUNS)/small --corpus $(RUNS)/corpus --series \
+		--against questions=$(RUNS)/questions --trace --out $(RUNS)/audit
+	$(BIN)/openmoe audit report $(RUNS)/audit
+	$(BIN)/openmoe audit summary $(RUNS)/audit
+
+bench: $(STAMP) ## ratios to the bounds, printed and written to production/BENCHMARKS.md, tools/BENCHMARKS.md and tools/BENCHMARKS_AUDIT.md
 	$(BIN)/openmoe bench --output production/BENCHMARKS.md
 	$(BIN)/python -m openmoe_tools.checkpoints.bench --output tools/BENCHMARKS.md
+	$(BIN)/python -m openmoe_tools.audit.bench --output tools/BENCHMARKS_AUDIT.md
 
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-kit .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

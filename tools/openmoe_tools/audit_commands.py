@@ -49,7 +49,10 @@ def audit_run(
         bool, typer.Option("--trace", help="Write every token's routing as Parquet too.")
     ] = False,
     gates: Annotated[
-        bool, typer.Option("--gates", help="Of a trace: gates too, which take most of its room.")
+        bool,
+        typer.Option(
+            "--gates", help="Of a trace: gates and second margins too, which take most of its room."
+        ),
     ] = False,
     backend: Annotated[
         str, typer.Option(help="production, or reference, which needs no JAX.")
@@ -252,3 +255,20 @@ def audit_export(
     from openmoe_tools.audit import exporting  # noqa: PLC0415
 
     raise typer.Exit(exporting.export(exporting.Request(audit, output)))
+
+
+@audit_app.command("compare")
+def audit_compare(
+    one: Folder,
+    other: Annotated[Path, typer.Argument(help="Another audit of the same text.")],
+    json: JsonFile = None,
+) -> None:
+    """Compare two audits of one text, as of two implementations, token by token.
+
+    Both need `openmoe audit run --trace --gates`. Where choices differ, near-ties are listed, and what they
+    displace: drops in their groups, and choices of deeper layers.
+    Exit codes: 0 near-ties explain every difference, 1 they do not, 3 bad usage or unreadable input.
+    """
+    from openmoe_tools.audit import comparing  # noqa: PLC0415
+
+    raise typer.Exit(comparing.compare(comparing.Request(one, other, json)))

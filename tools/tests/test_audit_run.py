@@ -293,3 +293,36 @@ def test_tables_of_a_pass_are_those_of_the_layout(audited):
     }
     assert Path(found.path / folder.PIECES).exists()
     assert running.ROWS == 8
+
+
+def test_backends_are_compared_token_by_token(audited, run, tmp_path, complains):
+    one = audited("--trace", "--gates")
+    other = audited("--trace", "--gates", "--backend", "reference")
+    report = tmp_path / "report.json"
+    found = run("audit", "compare", one.path, other.path, "--json", report)
+    assert found.code == 0, found
+    assert found.stdout.startswith("EQUAL")
+    assert json.loads(report.read_text())["tokens"] == one.manifest["totals"]["tokens"]
+    narrow = audited("--trace", "--gates", "--dtype", "bfloat16")
+    found = run("audit", "compare", one.path, narrow.path, "--json", report)
+    told = json.loads(report.read_text())
+    assert sum(row["near-tie"] for row in told["layers"]) > 0, "bfloat16 changed no choice"
+    assert found.code == int(any(row["not explained"] for row in told["layers"]))
+    assert all(row["one"] != row["other"] for row in told["listed"] if row["why"] == "near-tie")
+    plain = audited("--trace")
+    complains("audit", "compare", one.path, plain.path, words=["both margins", "--gates"])
+    short = audited("--trace", "--gates", "--length", "32")
+    complains("audit", "compare", one.path, short.path, words=["of other sizes"])
+
+
+def test_another_models_routing_is_not_explained_by_near_ties(
+    audited, run, arguments, trained, tmp_path
+):
+    one = audited("--trace", "--gates")
+    early = tmp_path / "early"
+    step = ("audit", "run", trained / "checkpoints" / "4", *arguments[3:])
+    assert run(*step, "--out", early, "--trace", "--gates").code == 0
+    found = run("audit", "compare", one.path, early)
+    assert found.code == 1
+    assert found.stdout.startswith("DIFFER")
+    assert "not explained" in found.stdout

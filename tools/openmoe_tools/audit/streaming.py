@@ -143,7 +143,7 @@ class Pass:
         """Return the writer of a trace, behind parts that are there; None where none is asked for."""
         if not self._request.trace:
             return nullcontext()
-        more = ("gates",) if self._request.gates else ()
+        more = ("gates", "order") if self._request.gates else ()
         return TraceWriter(self._request.out / folder.TRACE, self._told, after=parts, more=more)
 
     def _count(

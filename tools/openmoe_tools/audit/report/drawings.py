@@ -73,6 +73,9 @@ def heatmap(figure: Figure, data: Data) -> None:
     figure.set_size_inches(min(2.4 + 0.26 * columns, 12), min(1.3 + 0.24 * rows, 14))
     axes = figure.subplots()
     values = np.array([_known(row) for row in data["values"]]).reshape(rows, columns)
+    if not values.size:
+        axes.text(0.5, 0.5, "Nothing is known here.", ha="center", color=_SOFT)
+        return
     low, high, centre = data["low"], data["high"], data["centre"]
     if centre is None:
         scale, colours = Normalize(low, high), [_LEVEL, _ABOVE]
