@@ -295,7 +295,16 @@ def test_tables_of_a_pass_are_those_of_the_layout(audited):
     assert running.ROWS == 8
 
 
-def test_backends_are_compared_token_by_token(audited, run, tmp_path, complains):
+def schema(name):
+    return json.loads(Path(folder.__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+def test_a_manifest_obeys_its_schema(audited, valid, trained):
+    for more in ((), ("--series", "--against", f"same={trained}")):
+        assert valid(audited(*more).manifest, schema("audit.schema.json"))
+
+
+def test_backends_are_compared_token_by_token(audited, run, tmp_path, complains, valid):
     one = audited("--trace", "--gates")
     other = audited("--trace", "--gates", "--backend", "reference")
     report = tmp_path / "report.json"
@@ -309,6 +318,7 @@ def test_backends_are_compared_token_by_token(audited, run, tmp_path, complains)
     assert sum(row["near-tie"] for row in told["layers"]) > 0, "bfloat16 changed no choice"
     assert found.code == int(any(row["not explained"] for row in told["layers"]))
     assert all(row["one"] != row["other"] for row in told["listed"] if row["why"] == "near-tie")
+    assert valid(told, schema("comparison.schema.json"))
     plain = audited("--trace")
     complains("audit", "compare", one.path, plain.path, words=["both margins", "--gates"])
     short = audited("--trace", "--gates", "--length", "32")

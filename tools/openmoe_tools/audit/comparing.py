@@ -2,7 +2,7 @@
 
 Two implementations of one model may differ where two logits nearly tie, and in what that displaces: other
 drops in the tokens' capacity groups, and other inputs of deeper layers. Anything else is a difference of
-the models. Spec: AUDIT-14, JUDGE-01.
+the models. The JSON's schema is `comparison.schema.json`, beside this file. Spec: AUDIT-14.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _judge(
             around |= layers
     before = np.concatenate([[False], np.logical_or.accumulate(around)[:-1]])  # in an earlier layer
     chosen = (mine.expert != theirs.expert).any(axis=-1)
-    dropped = np.not_equal(mine.dropped, theirs.dropped).any(axis=(0, -1))
+    assert mine.dropped is not None
+    assert theirs.dropped is not None
+    dropped = (mine.dropped != theirs.dropped).any(axis=(0, -1))
     tied = _tied(mine, theirs)
     displaced = ~tied & ((chosen & before) | (~chosen & dropped & (before | around)))
     other = (chosen | dropped) & ~tied & ~displaced
