@@ -215,3 +215,42 @@ def data_feed(
         json=json,
     )
     raise typer.Exit(feeding.feed(request))
+
+
+@data_app.command("corpus")
+def data_corpus(
+    folder: Annotated[Path, typer.Argument(help="Folder of the corpus; made where there is none.")],
+    recipe: Annotated[
+        str,
+        typer.Option(help="machine: what is installed; packages: downloaded from registries."),
+    ] = "machine",
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Only this slice (may be repeated; default: all)."),
+    ] = None,
+    megabytes: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Of a slice at most (default: 0.5; of packages 2)."),
+    ] = None,
+    downloads: Annotated[
+        Path | None, typer.Option(help="Of packages: where they are kept, and used again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of documents.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Make text of several slices for `openmoe audit run --corpus`: code, languages, prose, reference.
+
+    Exit codes: 0 made, 2 a slice is missing, 3 bad usage or unreadable input.
+    """
+    from openmoe_tools.data.slices import building  # noqa: PLC0415
+
+    request = building.Request(
+        folder=folder,
+        recipe=recipe,
+        slices=tuple(slices or ()),
+        megabytes=megabytes,
+        downloads=downloads,
+        seed=seed,
+        json=json,
+    )
+    raise typer.Exit(building.build(request))

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_files import model
+from safetensors.numpy import save_file
 
 from openmoe_reference import audit, audit_drops
+from openmoe_spec.layouts import port_name
 from openmoe_tools.audit import folder, layout, progress, recording, running, streaming
 from openmoe_tools.audit.tables import Tables
 
@@ -336,3 +339,17 @@ def test_another_models_routing_is_not_explained_by_near_ties(
     assert found.code == 1
     assert found.stdout.startswith("DIFFER")
     assert "not explained" in found.stdout
+
+
+def test_a_model_without_routers_is_refused(trained, complains, tmp_path):
+    dense = {}
+    for name, value in model().items():
+        there, transposed = port_name(name)
+        if "layers_1" not in name and "layers_3" not in name:
+            dense[there] = np.ascontiguousarray(value.T if transposed else value)
+    save_file(dense, tmp_path / "model.safetensors")
+    complains(
+        *("audit", "run", tmp_path, *texts(trained), "--out", tmp_path / "out"),
+        *("--tokenizer", trained / "tokenizer.model"),
+        words=["no mixture-of-experts layer"],
+    )

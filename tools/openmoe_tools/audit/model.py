@@ -56,9 +56,9 @@ class Audited:
 def load(path: Path) -> Audited:
     """Return the model of a checkpoint, of a run's folder the newest step. Errors: UsageError."""
     checkpoint = open_checkpoint(path)
-    loaded = loading.load(path)
-    if not loaded.model.num_moe_layers:
+    if not any("router" in name for name in checkpoint.tensors):
         raise UsageError(f"{path}: has no mixture-of-experts layer; there is no routing to audit")
+    loaded = loading.load(path)
     return Audited(path, loaded.model, loaded.weights, loaded.step, digest_of(checkpoint))
 
 
