@@ -60,7 +60,7 @@ def query(request: Request, figures: Mapping[str, str] | None = None) -> int:
     """Answer, print, and write what was asked; return 0.
 
     figures  SQL by a figure's name, besides the named queries
-    Errors: UsageError, of SQL too..
+    Errors: UsageError, of SQL too.
     """
     files.writable(request.json, request.csv, read=[request.folder / "trace"])
     if request.sql is not None and request.figure is not None:
