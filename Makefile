@@ -63,7 +63,7 @@ train: $(STAMP) ## the preset runs on this machine's own text: trained, fine-tun
 audit: $(STAMP) ## what the preset model's routers do with this machine's text: a report, and a summary (trained first if need be)
 	test -e $(RUNS)/questions/checkpoints || $(MAKE) train
 	test -e $(RUNS)/corpus/manifest.json || $(BIN)/openmoe data corpus $(RUNS)/corpus
-	test -e $(RUNS)/audit/audit.json || $(BIN)/openmoe audit run $(RUNS)/small --corpus $(RUNS)/corpus --series \
+	test -e $(RUNS)/audit/audit.json || $(BIN)/openmoe audit run $(RUNS)/small --corpus $(RUNS)/corpus --tokens 60000 --series \
 		--against questions=$(RUNS)/questions --trace --out $(RUNS)/audit
 	$(BIN)/openmoe audit report $(RUNS)/audit
 	$(BIN)/openmoe audit summary $(RUNS)/audit

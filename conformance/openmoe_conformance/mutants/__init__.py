@@ -30,7 +30,9 @@ CHAPTERS = (
         "sampling",
     ),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws", "feeding"),
-    *("batching", "packing", "meshes", "mesh_models", "checkpoints", "dialects"),
+    *("batching", "packing", "meshes", "mesh_models", "checkpoints"),
+    *("audit", "audit_spreads", "audit_drops", "audit_rejections"),
+    *("dialects",),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

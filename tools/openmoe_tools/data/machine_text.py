@@ -127,11 +127,13 @@ class Kind:
     share  of the corpus, beside those of the others: what a kind has not, the others fill
     find   gives files, or texts, by name
     plain  gives what is to be read of the text of a file
+    signs  share of its bytes that may be no letter of English
     """
 
     share: float
     find: Callable[[], Mapping[str, Path | str]]
     plain: Callable[[str], str]
+    signs: float = _MOST_SIGNS
 
 
 KINDS: Mapping[str, Kind] = {
@@ -147,12 +149,12 @@ class _UnfitError(Exception):
     """A text that is left out; the message says why, in words that are counted."""
 
 
-def _read(place: Path | str, plain: Callable[[str], str]) -> str:
+def _read(place: Path | str, kind: Kind) -> str:
     """Return a text that is worth reading. Errors: _UnfitError."""
     try:
         content = place.encode() if isinstance(place, str) else place.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        text = plain(content.decode("utf-8").replace("\r\n", "\n")).strip("\n") + "\n"
+        text = kind.plain(content.decode("utf-8").replace("\r\n", "\n")).strip("\n") + "\n"
     except UnicodeDecodeError as error:
         raise _UnfitError("no UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -160,7 +162,7 @@ def _read(place: Path | str, plain: Callable[[str], str]) -> str:
     size = len(encoded := text.encode())
     if not SHORTEST <= size <= _LARGEST:
         raise _UnfitError("too short" if size < SHORTEST else "too long")
-    if len(encoded.translate(None, _LETTERS)) > _MOST_SIGNS * size or "\0" in text:
+    if len(encoded.translate(None, _LETTERS)) > kind.signs * size or "\0" in text:
         raise _UnfitError("no prose and no code")
     return text
 
@@ -176,7 +178,7 @@ def documents_of(kind: Kind, seed: int, left_out: Counter[str]) -> Iterator[Docu
         turns[family] += 1
     for _, _, name in sorted(order):
         try:
-            yield Document(name, _read(found[name], kind.plain))
+            yield Document(name, _read(found[name], kind))
         except _UnfitError as error:
             left_out[str(error)] += 1
 
