@@ -60,7 +60,8 @@ CHAPTERS = (
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws"),
     *("feeding", "fed_examples", "batching"),
     *("meshes", "mesh_models", "mesh_rejections", "checkpoints"),
-    *("audit", "audit_spreads", "audit_drops", "audit_rejections"),
+    *("audit", "audit_spreads", "audit_measures", "audit_pairs", "audit_drops"),
+    *("audit_inference", "audit_rejections"),
     *("dialects", "programs", "mesh_programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -45,7 +45,7 @@ def tokens_up_to_the_padding(subject: Subject, case: Case, _: Evidence) -> None:
 
 
 @st.composite
-def _texts(draw: st.DrawFn, *, least: int = 1) -> Case:
+def texts(draw: st.DrawFn, *, least: int = 1) -> Case:
     """Draw tokens with keys, -1 among them, and each with K different experts."""
     experts, k = draw(st.sampled_from(SIZES))
     num_keys = draw(st.integers(1, 5))
@@ -61,7 +61,8 @@ def _texts(draw: st.DrawFn, *, least: int = 1) -> Case:
     }
 
 
-def _counted(case: Case) -> ndarray:
+def counted(case: Case) -> ndarray:
+    """Return the counts [keys, E, K] of a drawn text."""
     counts = np.zeros(
         (case["num_keys"], case["num_experts"], case["expert_index"].shape[1]), np.int64
     )
@@ -79,11 +80,11 @@ def _ask(subject: Subject, case: Case, keys: ndarray, expert_index: ndarray) -> 
     return answers.whole("count_choices", answer, shape)
 
 
-@check("AUDIT-02", "count_choices", cases=_texts())
+@check("AUDIT-02", "count_choices", cases=texts())
 def choices_by_key_expert_and_rank(subject: Subject, case: Case, _: Evidence) -> None:
     """Each token counts once for each rank, under its key; with a key of -1 not at all."""
     got = _ask(subject, case, case["keys"], case["expert_index"])
-    same("count_choices", got, _counted(case))
+    same("count_choices", got, counted(case))
 
 
 def _long_texts(_: Profile) -> Iterator[Case]:
@@ -101,12 +102,12 @@ def choices_of_a_long_text(subject: Subject, case: Case, _: Evidence) -> None:
         "keys": rng.integers(-1, 2, case["tokens"]).astype(np.int32) * other,
         "expert_index": np.stack([first, 1 + other][: case["k"]], axis=1).astype(np.int32),
     }
-    same("count_choices", _ask(subject, case, text["keys"], text["expert_index"]), _counted(text))
+    same("count_choices", _ask(subject, case, text["keys"], text["expert_index"]), counted(text))
 
 
 @st.composite
 def _parts(draw: st.DrawFn) -> Case:
-    text = draw(_texts(least=2))
+    text = draw(texts(least=2))
     tokens = len(text["keys"])
     cuts = draw(st.lists(st.integers(1, tokens - 1), min_size=1, max_size=5, unique=True))
     order = draw(st.permutations(range(tokens)))
@@ -117,9 +118,9 @@ def _parts(draw: st.DrawFn) -> Case:
 def counts_of_parts_add_up(subject: Subject, case: Case, _: Evidence) -> None:
     """Counts of a text are the sum of those of its parts, wherever it is cut and in any order."""
     keys, chosen = case["keys"][case["order"]], case["expert_index"][case["order"]]
-    total = np.zeros_like(_counted(case))
+    total = np.zeros_like(counted(case))
     for part in np.split(np.arange(len(keys)), case["cuts"]):
         total += _ask(subject, case, keys[part], chosen[part])
-    same("count_choices: sum of the parts", total, _counted(case))
+    same("count_choices: sum of the parts", total, counted(case))
     whole = _ask(subject, case, case["keys"], case["expert_index"])
-    same("count_choices: the whole after its parts", whole, _counted(case))
+    same("count_choices: the whole after its parts", whole, counted(case))

@@ -97,7 +97,10 @@ SLICES: Mapping[str, tuple[str, Kind]] = {
     "documentation": ("prose", KINDS["documentation"]),
     "manuals": ("reference", KINDS["manuals"]),
     **{
-        f"language_{language.lower()}": ("language", Kind(1, _language(language), _plain_page, signs=1.0))
+        f"language_{language.lower()}": (
+            "language",
+            Kind(1, _language(language), _plain_page, signs=1.0),
+        )
         for language in _LANGUAGES
     },
 }
