@@ -139,7 +139,7 @@ def specialisation_of_frequent_keys(subject: Subject, case: Case, evidence: Evid
 @check("AUDIT-12", "repetition", cases=texts(least=2))
 def neighbours_of_one_row(subject: Subject, case: Case, _: Evidence) -> None:
     """Neighbours are of one row: those with the same first choice, and with an expert in common."""
-    chosen, row = case["expert_index"].tolist(), np.sort(case["keys"])
+    chosen, row = case["expert_index"].tolist(), np.sort(case["keys"]) + 1
     found = [0, 0, 0]
     for t in range(len(chosen) - 1):
         if row[t] == row[t + 1]:

@@ -67,6 +67,10 @@ class Adapter:
         gate: ndarray | None = None,
     ) -> ndarray:
         shape = expert_index.shape
+        ordered = np.sort(expert_index, axis=-1)
+        if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+            # A pass replays what its tables have admitted.
+            raise RejectedError("expert_index", "AUDIT-27", "names an expert twice for one token")
         rule = WhatIf(priority, shape[1], 1.0, capacity)
         with _Refusing():
             whole = expert_index.reshape(1, -1, shape[2])

@@ -58,8 +58,9 @@ class Request:
 class Slice:
     """A slice of a corpus: its parts, and where they are from.
 
-    category  code, data, prose, reference or language
+    category  code, data, markup, prose, reference, language or control
     reason    why it is left out; None: it is not
+    least     bytes of which it is a slice
     """
 
     name: str
@@ -70,6 +71,7 @@ class Slice:
     size: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     reason: str | None = None
+    least: int = LEAST
 
     def take(self, documents: Iterable[Document], *, most: float, seen: gathering._Seen) -> None:
         """Take documents' parts, `most` bytes of them, but those whose like was taken before."""
@@ -118,11 +120,12 @@ def build(request: Request) -> int:
     else:
         made = _of_machine(request, megabytes)
     for one in made:
-        if one.reason is None and one.size < min(LEAST, 1e6 * megabytes / 2):
+        if one.reason is None and one.size < min(one.least, 1e6 * megabytes / 2):
             one.reason = f"{one.size:,} bytes are too few" if one.size else "there is none"
     there = [one for one in made if one.reason is None]
     if not there:
-        raise UsageError(f"--recipe {request.recipe}: gives no slice of {LEAST:,} bytes or more")
+        why = f"{made[0].name}: {made[0].reason}"
+        raise UsageError(f"--recipe {request.recipe}: gives no slice large enough ({why})")
     manifest = {
         "schema": SCHEMA,
         "recipe": request.recipe,
