@@ -90,7 +90,7 @@ def audit_run(
     Exit codes: 0 written, 3 bad usage or unreadable input. Needs the extras `audit` and `checkpoints`,
     and `production` unless --backend reference.
     """
-    from openmoe_tools.audit import running  # noqa: PLC0415
+    from openmoe_tools.audit.passing import running  # noqa: PLC0415
 
     request = running.Request(
         checkpoint=checkpoint,

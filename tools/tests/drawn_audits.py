@@ -12,7 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from openmoe_reference.audit_inference import document_fold, document_weights
-from openmoe_tools.audit.layout import FOLDS, POSITION_BINS, REPLICATES, Sizes, forms, pair_forms
+from openmoe_tools.audit.counting.layout import (
+    FOLDS,
+    POSITION_BINS,
+    REPLICATES,
+    Sizes,
+    forms,
+    pair_forms,
+)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import numpy as np
 from openmoe_spec.config import Configuration
 from openmoe_spec.parameters import parameters
 from openmoe_tools.audit import folder
-from openmoe_tools.audit.flattening import flat, replayed
-from openmoe_tools.audit.layout import Sizes
+from openmoe_tools.audit.counting.layout import Sizes
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.measures import report
-from openmoe_tools.audit.model import Audited
-from openmoe_tools.audit.recording import How, Machine, Recorded
-from openmoe_tools.audit.rules import rules, what_ifs
-from openmoe_tools.audit.tables import Tables
-from openmoe_tools.audit.text import Call
+from openmoe_tools.audit.passing.flattening import flat, replayed
+from openmoe_tools.audit.passing.model import Audited
+from openmoe_tools.audit.passing.recording import How, Machine, Recorded
+from openmoe_tools.audit.passing.rules import rules, what_ifs
+from openmoe_tools.audit.passing.text import Call
 
 WIDTH, LENGTH, ROWS, SLICES, EXPERTS, IDS = 32, 64, 8, 3, 8, 200
 CONSTANT, START, WITH_THE_FREQUENT, MEAN = 0, 1, 7, 8

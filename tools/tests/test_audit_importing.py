@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference import audit_measures, routing
 from openmoe_tools.audit import exporting, folder, importing
+from openmoe_tools.audit.counting.layout import FIXED_POINT, SQUARES_POINT, Sizes
+from openmoe_tools.audit.counting.routed import ORDER, SELECTION
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.importing import laying
 from openmoe_tools.audit.importing.recordings import Options
-from openmoe_tools.audit.layout import FIXED_POINT, SQUARES_POINT, Sizes
-from openmoe_tools.audit.routed import ORDER, SELECTION
-from openmoe_tools.audit.tables import Tables
 from openmoe_tools.audit.trace import reading, writing
 
 N, L, E, K = 50, 3, 8, 2

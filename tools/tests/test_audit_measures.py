@@ -16,11 +16,11 @@ from rich.console import Console
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference import audit_measures
 from openmoe_tools.audit import measures, summary
-from openmoe_tools.audit.layout import WhatIf, forms
+from openmoe_tools.audit.counting.layout import WhatIf, forms
+from openmoe_tools.audit.counting.routed import Groups, Routed
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.measures import pairs, report
 from openmoe_tools.audit.measures.figures import number, numbers
-from openmoe_tools.audit.routed import Groups, Routed
-from openmoe_tools.audit.tables import Tables
 
 SCHEMA = json.loads(Path(measures.__file__).parents[1].joinpath("report.schema.json").read_text())
 WHAT_IF = tuple(

@@ -13,8 +13,10 @@ from safetensors.numpy import save_file
 
 from openmoe_reference import audit, audit_drops
 from openmoe_spec.layouts import port_name
-from openmoe_tools.audit import folder, layout, progress, recording, running, streaming
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit import folder
+from openmoe_tools.audit.counting import layout
+from openmoe_tools.audit.counting.tables import Tables
+from openmoe_tools.audit.passing import progress, recording, running, streaming
 
 ROUNDED = ("margin", "gate", "entropy", "probability", "log_sum", "lost_gate")
 """Tables of rounded numbers: their last places are those of an arithmetic."""

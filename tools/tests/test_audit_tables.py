@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference import audit_drops
-from openmoe_tools.audit import cells, queues, table_files, weighing
-from openmoe_tools.audit.layout import (
+from openmoe_tools.audit.counting import cells, queues, table_files, weighing
+from openmoe_tools.audit.counting.layout import (
     FOLDS,
     GROUP_BINS,
     POSITION_BINS,
@@ -31,8 +31,8 @@ from openmoe_tools.audit.layout import (
     WhatIf,
     forms,
 )
-from openmoe_tools.audit.routed import Groups, Routed
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.routed import Groups, Routed
+from openmoe_tools.audit.counting.tables import Tables
 
 ALL = dict.fromkeys(("dropped", "place", "margin", "gate", "entropy"), True)
 """What may be known of tokens or not."""

@@ -20,9 +20,9 @@ from pyarrow import parquet
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference import audit, audit_drops, audit_measures
-from openmoe_tools.audit.layout import Sizes
-from openmoe_tools.audit.routed import SELECTION, Routed
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.layout import Sizes
+from openmoe_tools.audit.counting.routed import SELECTION, Routed
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.trace import queries, querying, reading, writing
 from openmoe_tools.audit.trace.columns import MORE
 

@@ -15,11 +15,11 @@ from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_measures import overlap
 from openmoe_spec import SPEC_VERSION
 from openmoe_spec.errors import RejectedError
-from openmoe_tools.audit import queues
-from openmoe_tools.audit.layout import Sizes, WhatIf
+from openmoe_tools.audit.counting import queues
+from openmoe_tools.audit.counting.layout import Sizes, WhatIf
+from openmoe_tools.audit.counting.routed import Routed
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.measures.pairs import assigned
-from openmoe_tools.audit.routed import Routed
-from openmoe_tools.audit.tables import Tables
 
 _PIECE = 3
 """Tokens that are counted at once: as odd a number as any."""

@@ -25,13 +25,13 @@ from openmoe_spec.config import Configuration
 from openmoe_tools import files
 from openmoe_tools.audit import folder
 from openmoe_tools.audit.bench_text import SIZES, manifest, routed
-from openmoe_tools.audit.flattening import flat, replayed
-from openmoe_tools.audit.layout import Sizes
-from openmoe_tools.audit.model import Audited
-from openmoe_tools.audit.recording import How, Machine
-from openmoe_tools.audit.rules import rules, what_ifs
-from openmoe_tools.audit.tables import Tables
-from openmoe_tools.audit.text import Call
+from openmoe_tools.audit.counting.layout import Sizes
+from openmoe_tools.audit.counting.tables import Tables
+from openmoe_tools.audit.passing.flattening import flat, replayed
+from openmoe_tools.audit.passing.model import Audited
+from openmoe_tools.audit.passing.recording import How, Machine
+from openmoe_tools.audit.passing.rules import rules, what_ifs
+from openmoe_tools.audit.passing.text import Call
 
 ROUNDS = 7
 MODEL = Configuration(
@@ -179,7 +179,7 @@ never counted without neighbours and the replicates of the bootstrap.
 _COUNTED = """
 import sys
 from openmoe_tools.audit import bench_text
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.tables import Tables
 sizes = getattr(bench_text, sys.argv[2])
 tables = Tables(sizes)
 left, seed = int(sys.argv[1]), 0

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from openmoe_tools.audit import queues
-from openmoe_tools.audit.layout import GROUP_BINS, Sizes
-from openmoe_tools.audit.routed import Groups, Routed
+from openmoe_tools.audit.counting import queues
+from openmoe_tools.audit.counting.layout import GROUP_BINS, Sizes
+from openmoe_tools.audit.counting.routed import Groups, Routed
 
 LENGTH, SLICES, IDS = 2048, 26, 20_000
 SIZES = Sizes(256_384, LENGTH, SLICES, 4, 32, 2, ("t5x", "torch_port"))

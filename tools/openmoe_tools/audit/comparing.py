@@ -23,8 +23,8 @@ from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_measures import MARGIN_THRESHOLDS, NEAR_TIE
 from openmoe_tools import files
 from openmoe_tools.audit import folder
+from openmoe_tools.audit.counting.routed import ORDER, SELECTION, Routed
 from openmoe_tools.audit.folder import Audit
-from openmoe_tools.audit.routed import ORDER, SELECTION, Routed
 from openmoe_tools.audit.trace import reading
 from openmoe_tools.data import opening
 from openmoe_tools.terminal import console, say

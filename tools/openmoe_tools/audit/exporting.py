@@ -18,7 +18,7 @@ from numpy import ndarray
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import files
 from openmoe_tools.audit import folder
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.terminal import console, say
 
 SCHEMA = "openmoe-audit-load/1"

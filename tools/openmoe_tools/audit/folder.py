@@ -17,8 +17,8 @@ from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import files
-from openmoe_tools.audit.layout import pair_forms
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.layout import pair_forms
+from openmoe_tools.audit.counting.tables import Tables
 
 SCHEMA = "openmoe-audit/1"
 MANIFEST, TABLES, PAIRS, PIECES, SAMPLE, TRACE = (

@@ -10,8 +10,8 @@ import numpy as np
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools.audit import folder
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.folder import Audit
-from openmoe_tools.audit.tables import Tables
 from openmoe_tools.data import gathering
 from openmoe_tools.terminal import console, say
 

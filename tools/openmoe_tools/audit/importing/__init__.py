@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openmoe_conformance.outcome import UsageError
+from openmoe_tools.audit.counting.routed import Routed
 from openmoe_tools.audit.importing import (
     plain_columns,
     port,
@@ -18,7 +19,6 @@ from openmoe_tools.audit.importing import (
 )
 from openmoe_tools.audit.importing.laying import Laid, Part
 from openmoe_tools.audit.importing.recordings import Options, Recording
-from openmoe_tools.audit.routed import Routed
 from openmoe_tools.data import opening
 
 COMMAND = "openmoe audit import"

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.routing import softmax
-from openmoe_tools.audit import probabilities
+from openmoe_tools.audit.counting import probabilities
 
 _ROWS = 1 << 14
 """Tokens that are worked on at once, in float64."""

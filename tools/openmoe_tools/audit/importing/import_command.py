@@ -11,11 +11,12 @@ import numpy as np
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
-from openmoe_tools.audit import folder, reporting, sampling
+from openmoe_tools.audit import folder, reporting
+from openmoe_tools.audit.counting.layout import FOLDS, REPLICATES, Sizes
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.importing import Imported, open_import
 from openmoe_tools.audit.importing.recordings import Options
-from openmoe_tools.audit.layout import FOLDS, REPLICATES, Sizes
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.passing import sampling
 from openmoe_tools.audit.trace.writing import TraceWriter
 from openmoe_tools.data import gathering, opening
 

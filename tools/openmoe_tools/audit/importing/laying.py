@@ -17,9 +17,9 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
+from openmoe_tools.audit.counting.routed import Routed
 from openmoe_tools.audit.importing import stores
 from openmoe_tools.audit.importing.recordings import Options, Recording, checked
-from openmoe_tools.audit.routed import Routed
 from openmoe_tools.audit.trace.reading import part
 
 TOKENS = 1 << 16

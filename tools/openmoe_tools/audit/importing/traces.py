@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit.routed import Routed
+from openmoe_tools.audit.counting.routed import Routed
 from openmoe_tools.audit.trace import reading
 from openmoe_tools.audit.trace.columns import DOCUMENTS
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference.audit_drops import drop_counts
-from openmoe_tools.audit import queues
-from openmoe_tools.audit.layout import POSITION_BINS
+from openmoe_tools.audit.counting import queues
+from openmoe_tools.audit.counting.layout import POSITION_BINS
 from openmoe_tools.audit.measures.view import View
 
 TOKENS = 100_000

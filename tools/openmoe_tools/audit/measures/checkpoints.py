@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit
-from openmoe_tools.audit.layout import DROP_COLUMNS
+from openmoe_tools.audit.counting.layout import DROP_COLUMNS
 from openmoe_tools.audit.measures import figures, pairs
 from openmoe_tools.audit.measures.figures import Made
 from openmoe_tools.audit.measures.intervals import bootstrapped, ratios

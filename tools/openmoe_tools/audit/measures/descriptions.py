@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from openmoe_reference import audit, audit_inference
+from openmoe_tools.audit.counting.routed import SELECTION
 from openmoe_tools.audit.measures import load, margins, pairs
 from openmoe_tools.audit.measures.claims import HOLDS, NOT, PART, UNDECIDED, UNTOLD, level
 from openmoe_tools.audit.measures.figures import Made, percent
@@ -18,7 +19,6 @@ from openmoe_tools.audit.measures.intervals import bootstrapped
 from openmoe_tools.audit.measures.lines import Found, line, value
 from openmoe_tools.audit.measures.slices import shifts
 from openmoe_tools.audit.measures.view import View
-from openmoe_tools.audit.routed import SELECTION
 
 EARLY, LEARNED, PARTLY = 0.2, 0.8, 0.4
 """Part of the training by which routing is looked at, and what of the way from chance it then has gone."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from openmoe_tools.audit.layout import DROP_COLUMNS, GROUP_BINS, POSITION_BINS
+from openmoe_tools.audit.counting.layout import DROP_COLUMNS, GROUP_BINS, POSITION_BINS
 from openmoe_tools.audit.measures import chance, figures
 from openmoe_tools.audit.measures.figures import Made
 from openmoe_tools.audit.measures.intervals import bootstrapped, ratios

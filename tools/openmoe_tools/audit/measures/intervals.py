@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit_inference
-from openmoe_tools.audit.layout import FOLDS
+from openmoe_tools.audit.counting.layout import FOLDS
 
 LEVEL = 0.95
 """Of the intervals that figures show."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit_measures
-from openmoe_tools.audit.layout import GROUP_COLUMNS
+from openmoe_tools.audit.counting.layout import GROUP_COLUMNS
 from openmoe_tools.audit.measures import figures
 from openmoe_tools.audit.measures.drops import ALL, by_rule
 from openmoe_tools.audit.measures.figures import Made

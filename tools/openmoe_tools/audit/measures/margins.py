@@ -8,13 +8,13 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit_measures
-from openmoe_tools.audit.layout import ENTROPY_BINS, FIXED_POINT, GATE_BINS, SQUARES_POINT
+from openmoe_tools.audit.counting.layout import ENTROPY_BINS, FIXED_POINT, GATE_BINS, SQUARES_POINT
+from openmoe_tools.audit.counting.routed import ORDER, SELECTION
 from openmoe_tools.audit.measures import figures
 from openmoe_tools.audit.measures.drops import ALL
 from openmoe_tools.audit.measures.figures import Made
 from openmoe_tools.audit.measures.intervals import ratios
 from openmoe_tools.audit.measures.view import View
-from openmoe_tools.audit.routed import ORDER, SELECTION
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 LEAST = 2.0**-25

@@ -8,7 +8,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference import audit_inference, audit_measures
-from openmoe_tools.audit.layout import AGREEMENT_COLUMNS
+from openmoe_tools.audit.counting.layout import AGREEMENT_COLUMNS
 from openmoe_tools.audit.measures.intervals import ratios
 from openmoe_tools.audit.measures.view import View
 

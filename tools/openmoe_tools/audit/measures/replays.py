@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from openmoe_tools.audit.layout import DROP_COLUMNS, POSITION_BINS, WhatIf
+from openmoe_tools.audit.counting.layout import DROP_COLUMNS, POSITION_BINS, WhatIf
 from openmoe_tools.audit.measures import figures
 from openmoe_tools.audit.measures.figures import Made
 from openmoe_tools.audit.measures.intervals import ratios

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openmoe_tools.audit.layout import FOLDS
+from openmoe_tools.audit.counting.layout import FOLDS
 from openmoe_tools.audit.measures import claims
 from openmoe_tools.audit.measures.claims import HOLDS, NOT, PART, UNDECIDED, UNTOLD, Claim
 from openmoe_tools.audit.measures.descriptions import anomalies, balance, early, slices

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from openmoe_reference import audit, audit_inference
 from openmoe_spec.errors import RejectedError
-from openmoe_tools.audit.layout import FOLDS, POSITION_BINS, Sizes
+from openmoe_tools.audit.counting.layout import FOLDS, POSITION_BINS, Sizes
 
 PAPERS_LAYER = 2
 """The paper shows its third sparse layer where it shows one."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit.routed import Routed
+from openmoe_tools.audit.counting.routed import Routed
 from openmoe_tools.audit.trace.columns import Head, Kinds, columns, dropped_columns
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit.routed import Routed
+from openmoe_tools.audit.counting.routed import Routed
 from openmoe_tools.audit.trace import columns as names_of
 from openmoe_tools.audit.trace.columns import DOCUMENTS, PART, Head, Kinds, part_name
 from openmoe_tools.audit.trace.decoding import Decoder

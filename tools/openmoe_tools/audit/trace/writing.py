@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit.routed import ORDER, SELECTION, Routed
+from openmoe_tools.audit.counting.routed import ORDER, SELECTION, Routed
 from openmoe_tools.audit.trace import reading
 from openmoe_tools.audit.trace.columns import (
     DOCUMENTS,

@@ -55,39 +55,9 @@ def without_licence(text: str) -> str:
 # ---- pages -------------------------------------------------------------------------------------
 
 _TAG = re.compile(r"<!--.*?-->|<(/?)([a-zA-Z][\w:-]*)([^<>]*)>", re.DOTALL)
-_WITHIN = frozenset(
-    (
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-    )
-    + (
-        "img",
-        "input",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "q",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strong",
-        "sub",
-    )
-    + ("sup", "tt", "u", "var", "wbr")
+_WITHIN = re.compile(
+    "a|abbr|acronym|b|bdi|bdo|big|cite|code|del|dfn|em|font|i|img|input|ins|kbd|label|mark|q|s|samp|"
+    "small|span|strong|sub|sup|tt|u|var|wbr"
 )
 """What does not end a paragraph."""
 _PASSED = frozenset(
@@ -121,7 +91,7 @@ def paragraphs(page: str) -> list[str]:
                 depth += -1 if closing else 1
                 waiting = waiting if depth else ""
             continue
-        if name not in _WITHIN and name:
+        if name and not _WITHIN.fullmatch(name):
             close()
             set_off = name == "pre" and not closing
         alone = closing or rest.endswith("/")
@@ -214,12 +184,17 @@ def _fortunes(name: str, content: bytes) -> Mapping[str, str]:
 # ---- a book ------------------------------------------------------------------------------------
 
 
-def _unpacked(content: bytes) -> bytes:
-    """Return what a block holds: codes of 9 to 14 bits (LZW), the lowest bit first. Errors: UnreadableError."""
+def _unpacked(content: bytes, most: int) -> bytes:
+    """Return what a block holds, `most` bytes: codes of 9 to 16 bits (LZW), the lowest bit first.
+
+    Behind so many bytes a block is filled up. Errors: UnreadableError.
+    """
     table = [bytes([one]) for one in range(256)] + [b""]
     width, held, bits = 9, 0, 0
-    before, found = b"", []
+    before, found, size = b"", [], 0
     for byte in content:
+        if size >= most:
+            break
         held |= byte << bits
         bits += 8
         if bits < width:
@@ -231,12 +206,13 @@ def _unpacked(content: bytes) -> bytes:
             raise UnreadableError("cannot be read")
         entry = table[code] if code < len(table) else before + before[:1]
         found.append(entry)
-        if before and len(table) < 1 << 14:
+        size += len(entry)
+        if before and len(table) < 1 << 16:
             table.append(before + entry[:1])
         before = entry
-        if len(table) == 1 << width and width < 14:
+        if len(table) == 1 << width and width < 16:
             width += 1
-    return b"".join(found)
+    return b"".join(found)[:most]
 
 
 def _chapters(_: str, content: bytes) -> Mapping[str, str]:
@@ -245,11 +221,11 @@ def _chapters(_: str, content: bytes) -> Mapping[str, str]:
     Numbers of verses stand in the names of chapters alone. Errors: UnreadableError.
     """
     try:
-        (count,) = struct.unpack_from(">I", content, 0x58)
+        most, count = struct.unpack_from(">2I", content, 0x54)
         offsets = struct.unpack_from(f">{min(count, len(content)) + 1}I", content, 0x5C)
     except struct.error as error:
         raise UnreadableError("cannot be read") from error
-    whole = b"".join(_unpacked(content[a:b]) for a, b in pairwise(offsets))
+    whole = b"".join(_unpacked(content[a:b], most) for a, b in pairwise(offsets))
     found: dict[str, list[str]] = {}
     for line in decoded(whole).splitlines():
         if verse := re.match(r"(\d?[A-Za-z]+)(\d+):\d+ (.+)", line):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openmoe_tools.audit.routed import Routed
+from openmoe_tools.audit.counting.routed import Routed
 
 TOKENS = 160
 """Tokens of a slice that are shown."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import conforming
-from openmoe_tools.audit import model as models
-from openmoe_tools.audit import pairs, text
-from openmoe_tools.audit.recording import BACKENDS
-from openmoe_tools.audit.streaming import Pass
+from openmoe_tools.audit.passing import model as models
+from openmoe_tools.audit.passing import pairs, text
+from openmoe_tools.audit.passing.recording import BACKENDS
+from openmoe_tools.audit.passing.streaming import Pass
 from openmoe_tools.data import gathering, opening
 from openmoe_tools.runs import devices, restoring
 

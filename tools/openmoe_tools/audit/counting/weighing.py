@@ -17,9 +17,9 @@ from numpy import ndarray
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_inference import document_fold, document_weights
 from openmoe_spec.errors import RejectedError
-from openmoe_tools.audit.cells import Marks, compressed
-from openmoe_tools.audit.layout import FOLDS, REPLICATES
-from openmoe_tools.audit.routed import Routed
+from openmoe_tools.audit.counting.cells import Marks, compressed
+from openmoe_tools.audit.counting.layout import FOLDS, REPLICATES
+from openmoe_tools.audit.counting.routed import Routed
 
 MEMORY = 64 << 20
 """Bytes of the largest table by document, which is held for so many documents at once."""

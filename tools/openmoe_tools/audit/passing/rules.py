@@ -11,7 +11,7 @@ from typing import Any
 
 from openmoe_reference import grouping
 from openmoe_spec.config import Configuration
-from openmoe_tools.audit.layout import WhatIf
+from openmoe_tools.audit.counting.layout import WhatIf
 
 TRAINING, PORT = "t5x", "torch_port"
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

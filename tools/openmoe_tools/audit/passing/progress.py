@@ -12,8 +12,8 @@ from typing import Any
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import files
 from openmoe_tools.audit import folder
-from openmoe_tools.audit.layout import Sizes
-from openmoe_tools.audit.tables import Tables
+from openmoe_tools.audit.counting.layout import Sizes
+from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.data import gathering
 
 FOLDER, STATE = "progress", "state.json"

@@ -9,12 +9,12 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference.audit import counted_tokens
-from openmoe_tools.audit import probabilities, queues
-from openmoe_tools.audit.layout import GROUP_BINS, WhatIf
-from openmoe_tools.audit.recording import Recorded
-from openmoe_tools.audit.routed import Groups, Routed
-from openmoe_tools.audit.rules import Rule
-from openmoe_tools.audit.text import Call
+from openmoe_tools.audit.counting import probabilities, queues
+from openmoe_tools.audit.counting.layout import GROUP_BINS, WhatIf
+from openmoe_tools.audit.counting.routed import Groups, Routed
+from openmoe_tools.audit.passing.recording import Recorded
+from openmoe_tools.audit.passing.rules import Rule
+from openmoe_tools.audit.passing.text import Call
 
 
 class Flat(NamedTuple):

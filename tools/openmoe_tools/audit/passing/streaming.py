@@ -18,19 +18,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from openmoe_conformance.outcome import UsageError
 from openmoe_spec import SPEC_VERSION, __version__
 from openmoe_spec.errors import RejectedError
-from openmoe_tools.audit import flattening, folder, pairs, progress, rules, sampling, text
-from openmoe_tools.audit.layout import FOLDS, REPLICATES, Sizes
-from openmoe_tools.audit.model import Audited
-from openmoe_tools.audit.recording import How, Machine, Recorded, Recorder
-from openmoe_tools.audit.tables import Tables
-from openmoe_tools.audit.text import Call, Slice
+from openmoe_tools.audit import folder
+from openmoe_tools.audit.counting.layout import FOLDS, REPLICATES, Sizes
+from openmoe_tools.audit.counting.tables import Tables
+from openmoe_tools.audit.passing import flattening, pairs, progress, rules, sampling, text
+from openmoe_tools.audit.passing.model import Audited
+from openmoe_tools.audit.passing.recording import How, Machine, Recorded, Recorder
+from openmoe_tools.audit.passing.text import Call, Slice
 from openmoe_tools.audit.trace.writing import TraceWriter
 from openmoe_tools.runs import devices
 from openmoe_tools.terminal import console
 
 if TYPE_CHECKING:  # optional extras
     from openmoe_production.vocabulary import Vocabulary
-    from openmoe_tools.audit.running import Request
+    from openmoe_tools.audit.passing.running import Request
 
 LENGTH = 512
 """Ids of a row, where a model could take longer ones."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit.layout import ENTROPY_BINS, GROUP_BINS, MARGIN_CODES, Sizes
-from openmoe_tools.audit.routed import Groups, Routed
+from openmoe_tools.audit.counting.layout import ENTROPY_BINS, GROUP_BINS, MARGIN_CODES, Sizes
+from openmoe_tools.audit.counting.routed import Groups, Routed
 
 LARGEST_GATE = 1 + 2.0**-8
 """A probability that was rounded to bfloat16 on its way may be this much."""

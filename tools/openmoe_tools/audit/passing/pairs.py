@@ -17,14 +17,14 @@ from numpy import ndarray
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_drops import drop_counts
 from openmoe_reference.audit_inference import document_fold, document_weights
-from openmoe_tools.audit import model as models
-from openmoe_tools.audit.flattening import flat
-from openmoe_tools.audit.layout import POSITION_BINS, REPLICATES, Sizes, pair_forms
-from openmoe_tools.audit.model import Audited
-from openmoe_tools.audit.recording import Machine
-from openmoe_tools.audit.routed import Routed
-from openmoe_tools.audit.rules import Rule
-from openmoe_tools.audit.text import Call
+from openmoe_tools.audit.counting.layout import POSITION_BINS, REPLICATES, Sizes, pair_forms
+from openmoe_tools.audit.counting.routed import Routed
+from openmoe_tools.audit.passing import model as models
+from openmoe_tools.audit.passing.flattening import flat
+from openmoe_tools.audit.passing.model import Audited
+from openmoe_tools.audit.passing.recording import Machine
+from openmoe_tools.audit.passing.rules import Rule
+from openmoe_tools.audit.passing.text import Call
 
 
 @dataclass(frozen=True)

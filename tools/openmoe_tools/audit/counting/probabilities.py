@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_reference.audit_measures import margin_codes
-from openmoe_tools.audit.layout import ENTROPY_BINS, FIXED_POINT, SQUARES_POINT
+from openmoe_tools.audit.counting.layout import ENTROPY_BINS, FIXED_POINT, SQUARES_POINT
 
 
 def margins(logits: ndarray, k: int) -> ndarray | None:

@@ -18,7 +18,7 @@ from openmoe_reference.model import Call as ReferenceCall
 from openmoe_reference.model import forward
 from openmoe_spec.errors import RejectedError
 from openmoe_spec.records import Decision
-from openmoe_tools.audit.model import Audited
+from openmoe_tools.audit.passing.model import Audited
 
 BACKENDS = ("production", "reference")
 _LOGITS = "decoder/layers_{}/mlp/router/router_weights"

@@ -14,8 +14,8 @@ from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_drops import PRIORITIES
-from openmoe_tools.audit.layout import GROUP_BINS, WhatIf
-from openmoe_tools.audit.routed import Groups
+from openmoe_tools.audit.counting.layout import GROUP_BINS, WhatIf
+from openmoe_tools.audit.counting.routed import Groups
 
 _KEYS = 1 << 16
 """Queues that are sorted at once: NumPy sorts whole numbers of 16 bits by radix, stably."""

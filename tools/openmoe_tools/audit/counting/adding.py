@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy import ndarray
 
-from openmoe_tools.audit.admitting import check_groups, check_routed
-from openmoe_tools.audit.cells import (
+from openmoe_tools.audit.counting.admitting import check_groups, check_routed
+from openmoe_tools.audit.counting.cells import (
     Marks,
     check_room,
     check_room_for,
@@ -20,7 +20,7 @@ from openmoe_tools.audit.cells import (
     marks,
     sums,
 )
-from openmoe_tools.audit.layout import (
+from openmoe_tools.audit.counting.layout import (
     DROP_COLUMNS,
     ENTROPY_BINS,
     FIXED_POINT,
@@ -32,8 +32,8 @@ from openmoe_tools.audit.layout import (
     REPETITION_COLUMNS,
     Sizes,
 )
-from openmoe_tools.audit.routed import Groups, Routed
-from openmoe_tools.audit.weighing import Documents
+from openmoe_tools.audit.counting.routed import Groups, Routed
+from openmoe_tools.audit.counting.weighing import Documents
 
 Arrays = Mapping[str, ndarray]
 

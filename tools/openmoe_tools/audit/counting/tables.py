@@ -14,12 +14,12 @@ import numpy as np
 from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
-from openmoe_tools.audit import counting, table_files
-from openmoe_tools.audit.admitting import check_array
-from openmoe_tools.audit.cells import check_room, drop_marks, increase
-from openmoe_tools.audit.layout import Sizes, forms
-from openmoe_tools.audit.routed import Groups, Routed
-from openmoe_tools.audit.weighing import folds_of
+from openmoe_tools.audit.counting import adding, table_files
+from openmoe_tools.audit.counting.admitting import check_array
+from openmoe_tools.audit.counting.cells import check_room, drop_marks, increase
+from openmoe_tools.audit.counting.layout import Sizes, forms
+from openmoe_tools.audit.counting.routed import Groups, Routed
+from openmoe_tools.audit.counting.weighing import folds_of
 
 _PIECE = 1 << 17
 """Cells of a table that are merged at once."""
@@ -43,7 +43,7 @@ class Tables:
         What is not known of the tokens leaves its tables as they are.
         Errors: UsageError. Spec: AUDIT-02, AUDIT-10, AUDIT-12 to AUDIT-14, AUDIT-16, AUDIT-17, AUDIT-25.
         """
-        counting.count(self.arrays, self.sizes, routed, groups)
+        adding.count(self.arrays, self.sizes, routed, groups)
 
     def add_what_if(self, index: int, dropped: ndarray, position: ndarray) -> None:
         """Count what tokens would have lost under one of the sizes' `what_if`.
@@ -56,9 +56,9 @@ class Tables:
         shape = (tokens, sizes.layers, sizes.choices)
         check_array("replayed drops", dropped, "b", shape)
         check_array("positions", position, "iu", (tokens,), sizes.length - 1)
-        keys = counting.position_bins(position, sizes.length)
+        keys = adding.position_bins(position, sizes.length)
         found = drop_marks(np.ascontiguousarray(dropped.transpose(1, 2, 0)))
-        counting.mark(self.arrays["what_if"][index], keys, found)
+        adding.mark(self.arrays["what_if"][index], keys, found)
 
     def add_probabilities(self, sums: ndarray, log_sums: ndarray) -> None:
         """Add sums of the router's probabilities, in units of 2^-FIXED_POINT.

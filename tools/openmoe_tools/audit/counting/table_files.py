@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_tools import files
-from openmoe_tools.audit.layout import Form, Sizes, WhatIf, forms
+from openmoe_tools.audit.counting.layout import Form, Sizes, WhatIf, forms
 
 SCHEMA = "openmoe-audit-tables/1"
 SIZES = "sizes.json"

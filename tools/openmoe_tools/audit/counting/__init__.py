@@ -1,0 +1,1 @@
+"""Tables of whole numbers, and how routed tokens are counted into them."""

@@ -1,0 +1,1 @@
+"""One pass of a model over text: rows, calls, what routers decide, and tables."""
