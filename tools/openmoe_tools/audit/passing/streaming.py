@@ -20,14 +20,13 @@ from openmoe_spec import SPEC_VERSION, __version__
 from openmoe_spec.errors import RejectedError
 from openmoe_tools.audit import folder
 from openmoe_tools.audit.counting.layout import FOLDS, REPLICATES, Sizes
-from openmoe_tools.audit.counting.tables import Tables
 from openmoe_tools.audit.passing import flattening, pairs, progress, rules, sampling, text
 from openmoe_tools.audit.passing.model import Audited
 from openmoe_tools.audit.passing.recording import How, Machine, Recorded, Recorder
 from openmoe_tools.audit.passing.text import Call, Slice
 from openmoe_tools.audit.trace.writing import TraceWriter
 from openmoe_tools.runs import devices
-from openmoe_tools.terminal import console
+from openmoe_tools.terminal import console, say
 
 if TYPE_CHECKING:  # optional extras
     from openmoe_production.vocabulary import Vocabulary
@@ -99,7 +98,8 @@ class Pass:
         self._progress = progress.Progress(request.out, self._key())
         self._compared: list[Call] = []
         self._taken = Counter[int]()
-        self._state = progress.State(Tables(self._sizes))
+        self._shown = 0
+        self._state: progress.State
         self._described: list[dict[str, Any]] = []
         self._pairs: dict[str, ndarray] | None = None
         self._wanted = request.compared if request.series or request.against else 0
@@ -129,6 +129,7 @@ class Pass:
                 self._count(state, call, found, one)
                 if trace is not None:
                     trace.add(one.routed)
+                self._say(call)
                 bar.update(
                     task,
                     description=self._slices[call.slice].name,
@@ -139,6 +140,13 @@ class Pass:
                     state.parts = 0 if trace is None else trace.flush()
                     self._progress.save(state)
         self._state = state
+
+    def _say(self, call: Call) -> None:
+        """Say when a slice is over, where no bar shows it."""
+        before = self._slices[call.slice - 1]
+        if call.slice and call.slice != self._shown and not console().is_terminal:
+            say(console(), f"{before.name}: {before.tokens:,} tokens")
+        self._shown = call.slice
 
     def _trace(self, parts: int) -> AbstractContextManager[TraceWriter | None]:
         """Return the writer of a trace, behind parts that are there; None where none is asked for."""
