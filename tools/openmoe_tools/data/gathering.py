@@ -75,7 +75,7 @@ def _begins(word: str) -> bool:
     return zlib.crc32(word.encode()) % _CHOSEN == 0
 
 
-class _Seen:
+class Seen:
     """Texts that were taken: by their hash, and by runs of words, which line breaks do not change."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def _taken(
     streams: Mapping[str, Iterator[Document]], *, most: float, longest: int, left_out: Counter[str]
 ) -> Iterator[Taken]:
     """Yield documents, `most` bytes of parts, the next one of the kind that has had least of its share."""
-    seen, waiting = _Seen(), dict(streams)
+    seen, waiting = Seen(), dict(streams)
     shares = {name: KINDS[name].share if name in KINDS else 1.0 for name in streams}
     sizes = dict.fromkeys(streams, 0)
     while waiting and sum(sizes.values()) < most:

@@ -32,7 +32,7 @@ _PROSE = re.compile(r"(README|LICEN[CS]E|COPYING|METADATA).*|.*\.(md|rst|txt)(\.
 _MANUAL = re.compile(r".*\.[1-9][a-z]*(\.gz)?")
 
 
-def _below(root: Path, wanted: re.Pattern[str]) -> dict[str, Path]:
+def files_below(root: Path, wanted: re.Pattern[str]) -> dict[str, Path]:
     """Return files by name, which is their path below a folder; none where there is no folder."""
     found: dict[str, Path] = {}
     for folder, inside, names in os.walk(root):
@@ -48,7 +48,7 @@ def _paths(name: str) -> Path:
 
 def _documentation() -> Mapping[str, Path | str]:
     """Return texts beside packages and programs, and the topics of Python's own help."""
-    found = _below(SHARED_DOCUMENTATION, _PROSE) | _below(_paths("purelib"), _PROSE)
+    found = files_below(SHARED_DOCUMENTATION, _PROSE) | files_below(_paths("purelib"), _PROSE)
     prose = {name: path for name, path in found.items() if path.name not in _NO_PROSE}
     topics = _paths("stdlib") / "pydoc_data" / "topics.py"
     if not topics.is_file():
@@ -62,7 +62,7 @@ def _documentation() -> Mapping[str, Path | str]:
 def _manuals() -> Mapping[str, Path]:
     """Return English pages: those of other languages are in folders of their own."""
     sections = [MANUALS / f"man{number}" for number in range(1, 9)]
-    return {name: path for one in sections for name, path in _below(one, _MANUAL).items()}
+    return {name: path for one in sections for name, path in files_below(one, _MANUAL).items()}
 
 
 def _without_licence(text: str) -> str:
@@ -137,8 +137,8 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "library": Kind(5, lambda: _below(_paths("stdlib"), _CODE), _without_licence),
-    "packages": Kind(2, lambda: _below(_paths("purelib"), _CODE), _without_licence),
+    "library": Kind(5, lambda: files_below(_paths("stdlib"), _CODE), _without_licence),
+    "packages": Kind(2, lambda: files_below(_paths("purelib"), _CODE), _without_licence),
     "manuals": Kind(2, _manuals, manual_text),
     "documentation": Kind(1, _documentation, _without_fields),
 }

@@ -73,7 +73,7 @@ class Slice:
     reason: str | None = None
     least: int = LEAST
 
-    def take(self, documents: Iterable[Document], *, most: float, seen: gathering._Seen) -> None:
+    def take(self, documents: Iterable[Document], *, most: float, seen: gathering.Seen) -> None:
         """Take documents' parts, `most` bytes of them, but those whose like was taken before."""
         for document in documents:
             if self.size >= most:
@@ -147,6 +147,8 @@ def build(request: Request) -> int:
 def _check(request: Request) -> None:
     if request.recipe not in RECIPES:
         raise UsageError(f"--recipe {request.recipe}: must be one of {', '.join(RECIPES)}")
+    if request.recipe == "machine":
+        require_known(request.slices, machine.SLICES)
     if request.recipe == "machine" and request.downloads is not None:
         raise UsageError("--downloads: is of --recipe packages; machine takes what is installed")
     if (request.folder / "manifest.json").exists():
@@ -164,9 +166,8 @@ def require_known(asked: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _of_machine(request: Request, megabytes: float) -> list[Slice]:
-    require_known(request.slices, machine.SLICES)
     asked = [name for name in machine.SLICES if name in request.slices or not request.slices]
-    seen = gathering._Seen()  # noqa: SLF001 - the same rule of what is alike
+    seen = gathering.Seen()
     source = {
         "registry": "machine",
         "package": "what is installed",

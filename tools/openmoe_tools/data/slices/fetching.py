@@ -69,7 +69,7 @@ def _command(source: Source, package: str, folder: Path) -> Sequence[str]:
         return [_client("apt-get", package), "-qq", "download", package]
     if source.registry == "npm":
         wanted = f"{package}@{source.version}"
-        return [_client("npm", package), "pack", wanted, "--ignore-scripts", "--silent"]
+        return [_client("npm", package), "pack", wanted, "--ignore-scripts", "--loglevel=error"]
     if importlib.util.find_spec("pip") is None:
         raise MissingError(f"{package}: needs pip, which this Python has not")
     options = ("--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check")

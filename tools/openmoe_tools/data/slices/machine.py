@@ -5,20 +5,19 @@ No network is used. What a machine has not, its corpus has not either, and the m
 
 from __future__ import annotations
 
-import gettext
-import io
 import re
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from openmoe_tools.data.machine_text import (
     KINDS,
     MANUALS,
     Kind,
-    _below,
+    files_below,
     manual_text,
 )
+from openmoe_tools.data.slices.reading import UnreadableError, messages
 
 TRANSLATIONS = Path("/usr/share/locale")
 _LANGUAGES = ("de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt_BR", "ru", "sv", "uk", "zh_CN")
@@ -33,7 +32,7 @@ def _files(ending: str) -> Callable[[], Mapping[str, Path | str]]:
         return {
             name: path
             for place in places
-            for name, path in _below(Path(sysconfig.get_path(place)), wanted).items()
+            for name, path in files_below(Path(sysconfig.get_path(place)), wanted).items()
         }
 
     return find
@@ -50,7 +49,7 @@ def _without_comment(text: str) -> str:
 
 def _translated_pages(language: str) -> Mapping[str, Path | str]:
     wanted = re.compile(r".*\.[1-9][a-z]*(\.gz)?")
-    return dict(_below(MANUALS / language, wanted))
+    return dict(files_below(MANUALS / language, wanted))
 
 
 def _translations(language: str) -> Mapping[str, Path | str]:
@@ -62,16 +61,12 @@ def _translations(language: str) -> Mapping[str, Path | str]:
     return found
 
 
-def _sentences(path: Path) -> Iterator[str]:
+def _sentences(path: Path) -> list[str]:
+    """Return what was translated of a catalogue; nothing of what is none."""
     try:
-        catalogue = gettext.GNUTranslations(io.BytesIO(path.read_bytes()))
-    except (OSError, ValueError, UnicodeDecodeError):
-        return  # no catalogue, or in another encoding than it says
-    for original, there in catalogue._catalog.items():  # type: ignore[attr-defined]  # noqa: SLF001 - it has no other way
-        text = str(there)
-        # The first entry is about the catalogue; an equal text was not translated.
-        if original and text != original and len(text) >= 40 and "\n" not in text.strip():
-            yield text.strip()
+        return list(messages(path.read_bytes()))
+    except (OSError, UnreadableError):
+        return []
 
 
 def _language(language: str) -> Callable[[], Mapping[str, Path | str]]:

@@ -81,7 +81,7 @@ def _fill(one: Slice, recipe: Recipe, shop: _Shop, most: float, seed: int) -> No
         reader = replace(reader, plain=partial(reading.page_text, known=known))
     found = _documents(path, recipe.source, reader, one.left_out)
     kind = Kind(1, lambda: found, reader.plain, signs=reader.signs)
-    seen = gathering._Seen()  # noqa: SLF001 - the same rule of what is alike
+    seen = gathering.Seen()
     one.take(documents_of(kind, seed, one.left_out), most=most, seen=seen)
 
 

@@ -153,7 +153,8 @@ def messages(content: bytes) -> Iterator[str]:
                 size, start = struct.unpack_from(f"{order}2I", content, table + 8 * i)
                 pair.append(content[start : start + size].decode("utf-8").partition("\0")[0])
             # A context stands before an original; a tilde before the letter of a shortcut.
-            original, text = pair[0].rpartition("\4")[2], pair[1].replace("~", "").strip()
+            original, text = (one.replace("~", "").strip() for one in pair)
+            original = original.rpartition("\4")[2]
             if original and text != original and len(text) >= SHORTEST_MESSAGE:
                 yield text
     except struct.error as error:
@@ -230,6 +231,8 @@ def _chapters(_: str, content: bytes) -> Mapping[str, str]:
     for line in decoded(whole).splitlines():
         if verse := re.match(r"(\d?[A-Za-z]+)(\d+):\d+ (.+)", line):
             found.setdefault(f"{verse[1]}/{int(verse[2]):03}", []).append(verse[3])
+    if not found:
+        raise UnreadableError("cannot be read")
     return {name: "\n".join(verses) for name, verses in found.items()}
 
 
