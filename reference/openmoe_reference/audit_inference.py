@@ -153,11 +153,12 @@ def explained_by_tokens(
     check_counts("slice_counts", slice_counts)
     if not tokens.sum() or tokens.sum() != tokens_of(slice_counts):
         raise RejectedError("slice_tokens", "AUDIT-27", "must be the tokens of the slice's choices")
-    if (tokens > tokens_of(token_counts)).any():
+    whole_text = token_counts.sum(axis=0, dtype=np.int64)
+    if (tokens > tokens_of(token_counts)).any() or (slice_counts > whole_text).any():
         raise RejectedError("token_counts", "AUDIT-27", "must count the slice's tokens too")
     there = tokens > 0
     expected = tokens[there] @ choice_shares(token_counts[there]) / tokens.sum()
-    own, whole = choice_shares(slice_counts), choice_shares(token_counts.sum(axis=0))
+    own, whole = choice_shares(slice_counts), choice_shares(whole_text)
     shift = float(np.abs(own - whole).sum() / 2)
     unexplained = float(np.abs(own - expected).sum() / 2)
     return Explained(shift, unexplained, unexplained / shift if shift > 0 else math.nan)
@@ -221,7 +222,7 @@ class Interval(NamedTuple):
 
 def _check_level(level: object, name: str = "level") -> float:
     found = check_positive(name, level, "AUDIT-27")
-    if found >= 1:
+    if (1 + found) / 2 >= 1:  # so near to 1 that no quantile is left
         raise RejectedError(name, "AUDIT-27", f"must be below 1, got {level!r}")
     return found
 

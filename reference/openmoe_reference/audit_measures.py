@@ -209,7 +209,7 @@ def near_tie_share(histogram: Integer[ndarray, " 256"], *, tolerance: float = NE
     """
     tolerance = check_positive("tolerance", tolerance, "AUDIT-27")
     check_array("histogram", histogram, "256", {"256": 256}, "AUDIT-27", kind="i")
-    at = np.flatnonzero(np.float32(tolerance) == MARGIN_THRESHOLDS)
+    at = np.flatnonzero(MARGIN_THRESHOLDS.astype(np.float64) == tolerance)
     if not len(at):
         raise RejectedError("tolerance", "AUDIT-27", "must be one of the thresholds of the codes")
     if (histogram < 0).any() or not histogram.sum():

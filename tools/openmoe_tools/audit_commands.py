@@ -37,13 +37,16 @@ def audit_run(
     ] = None,
     field: Annotated[str, typer.Option(help="Field or column of the text.")] = "text",
     rows: Annotated[
-        int, typer.Option(min=1, help="Rows of a call, which share capacity groups.")
+        int, typer.Option(min=1, max=4096, help="Rows of a call, which share capacity groups.")
     ] = 8,
     length: Annotated[
         int | None, typer.Option(min=2, help="Ids of a row (default: the model's, 512 at most).")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens read of each slice at most (default: all).")
+        int | None,
+        typer.Option(
+            min=1, help="Tokens read of each slice, its last document whole (default: all)."
+        ),
     ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Write every token's routing as Parquet too.")

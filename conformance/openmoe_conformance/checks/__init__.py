@@ -61,7 +61,7 @@ CHAPTERS = (
     *("feeding", "fed_examples", "batching"),
     *("meshes", "mesh_models", "mesh_rejections", "checkpoints"),
     *("audit", "audit_spreads", "audit_measures", "audit_pairs", "audit_drops"),
-    *("audit_inference", "audit_rejections"),
+    *("audit_inference", "audit_intervals", "audit_rejections", "audit_measure_rejections"),
     *("dialects", "programs", "mesh_programs"),
 )
 """Modules of checks, in the order of SPEC.md."""

@@ -70,22 +70,17 @@ def gates_of_dropped_choices(subject: Subject, case: Case, evidence: Evidence) -
 def _recorded(draw: st.DrawFn) -> Case:
     """Draw choices of groups, some of them none, that fall on few experts, and gates with ties."""
     experts, k = draw(st.sampled_from(SIZES))
-    groups, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 10))
+    shape = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 6, 8, 10, 12])), k
+    draws = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # A few experts, the last one among them, so that each is asked for often.
-    size = min(k, experts - 1)
-    others = st.lists(st.integers(0, experts - 2), min_size=size, max_size=size, unique=True)
-    few = [*draw(others), experts - 1]
-    chosen = st.permutations(few).map(lambda one: one[:k])
-    none = hnp.arrays(bool, (groups, tokens, k), elements=st.integers(0, 4).map(lambda n: n == 0))
-    index = np.array(
-        [[draw(chosen) for _ in range(tokens)] for _ in range(groups)], np.int32
-    ).reshape(groups, tokens, k)
-    gate = hnp.arrays(np.float32, index.shape, elements=st.sampled_from([0.25, 0.5, 0.5 + 2**-24]))
+    few = np.append(draws.permutation(experts - 1)[: min(k, experts - 1)], experts - 1)
+    index = draws.permuted(np.broadcast_to(few, (*shape[:2], len(few))), axis=2)[..., :k]
+    none = draws.random(shape) < draw(st.sampled_from([0.0, 0.2, 0.4]))
     return {
-        "expert_index": np.where(draw(none), np.int32(-1), index),
-        "gate": draw(gate),
+        "expert_index": np.where(none, -1, index).astype(np.int32),
+        "gate": draws.choice(np.array([0.25, 0.5, 0.5 + 2**-24], np.float32), shape),
         "num_experts": experts,
-        "capacity": draw(st.integers(1, 4)),
+        "capacity": draw(st.sampled_from([1, 1, 2, 3, 4])),
     }
 
 

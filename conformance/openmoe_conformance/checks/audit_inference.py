@@ -1,12 +1,10 @@
-"""Checks of SPEC.md "Routing audits": what keys tell, documents, intervals."""
+"""Checks of SPEC.md "Routing audits": what keys tell of the routing."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from statistics import NormalDist
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from openmoe_conformance import answers
 from openmoe_conformance.checks import Case, check
 from openmoe_conformance.checks.audit import counted, texts
+from openmoe_conformance.checks.audit_intervals import LEVELS, jackknife_half
 from openmoe_conformance.checks.audit_spreads import BOUND
 from openmoe_conformance.checks.rejecting import must_reject
 from openmoe_conformance.compare import close, same
@@ -27,18 +26,27 @@ _COUNT = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 40])
 
 @st.composite
 def _first_choices(draw: st.DrawFn, *, folds: int = 1) -> Case:
-    """Draw first choices [F, keys, E], of which no fold is without any two experts."""
+    """Draw first choices [F, keys, E]; every fold lacks some keys, and has two experts at least."""
     experts, keys = draw(st.integers(2, 9)), draw(st.integers(1, 6))
     row = st.lists(_COUNT, min_size=experts, max_size=experts)
+    row = st.one_of(row, row, st.just([0] * experts))
     table = st.lists(row, min_size=keys, max_size=keys)
     found = np.array([draw(table) for _ in range(folds)], np.int64)
-    found[:, 0, :2] += 1
+    pair = st.lists(st.integers(0, experts - 1), min_size=2, max_size=2, unique=True)
+    found[:, draw(st.integers(0, keys - 1)), draw(pair)] += 1
     return {"by_fold": found}
 
 
-@check("AUDIT-22", "information", cases=_first_choices())
+@st.composite
+def _independent(draw: st.DrawFn) -> Case:
+    """Draw first choices [1, keys, E] that are spread alike for every key, which tells nothing."""
+    sizes = st.lists(st.integers(1, 5), min_size=2, max_size=6)
+    return {"by_fold": np.outer(draw(sizes), draw(sizes)).astype(np.int64)[None]}
+
+
+@check("AUDIT-22", "information", cases=st.one_of(_first_choices(), _independent()))
 def what_a_key_tells(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """Mutual information in nats, each entropy with half its cells less one over the tokens."""
+    """Mutual information in nats, each entropy corrected; by chance it falls below 0."""
     table = case["by_fold"][0].tolist()
     tokens = sum(map(sum, table))
 
@@ -77,6 +85,20 @@ def guesses_of_first_choices(subject: Subject, case: Case, _: Evidence) -> None:
     )
 
 
+def _among_many(_: Profile) -> Iterator[Case]:
+    for first in (0, 42, 255, 256, 299):
+        train = np.zeros((3, 300), np.int64)
+        train[0, first], train[1, 299 - first] = 2, 3
+        test = np.arange(900).reshape(3, 300)
+        yield {"by_fold": np.stack([train, test])}
+
+
+@check("AUDIT-23", "held_out_hits", cases=_among_many)
+def guesses_among_many_experts(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """Not all experts fit a byte."""
+    guesses_of_first_choices(subject, case, evidence)
+
+
 def _gain(folds: list[Table]) -> tuple[float, float, Fraction]:
     """Return accuracy, baseline and gain of folds that are guessed from each other."""
     sums = [0, 0, 0]
@@ -90,24 +112,43 @@ def _gain(folds: list[Table]) -> tuple[float, float, Fraction]:
     return right / tokens, plain / tokens, Fraction(right - plain, tokens - plain)
 
 
-_T_975 = {2: 4.302652729911275, 3: 3.182446305284263, 7: 2.364624251592785}
-"""Student's 97.5 % quantiles by degrees of freedom."""
+_IN_FOLDS = st.one_of(*(_first_choices(folds=n) for n in (3, 4, 8)))
 
 
-@check("AUDIT-23", "held_out_gain", cases=st.one_of(*(_first_choices(folds=n) for n in (3, 4, 8))))
-def gain_of_a_key(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """The gain is a part of the baseline's misses; a fold that is left out is not guessed from."""
+def _gained(subject: Subject, case: Case, evidence: Evidence, **option: float) -> None:
     folds = case["by_fold"].tolist()
-    number = len(folds)
     accuracy, baseline, gain = _gain(folds)
-    left_out = [_gain([one for i, one in enumerate(folds) if i != n])[2] for n in range(number)]
-    mean = sum(left_out) / number
-    squares = sum((one - mean) ** 2 for one in left_out)
-    half = _T_975[number - 1] * math.sqrt(Fraction(number - 1, number) * squares)
+    left_out = [_gain(folds[:n] + folds[n + 1 :])[2] for n in range(len(folds))]
+    half = jackknife_half(option.get("level", 0.95), left_out)
     wanted = [accuracy, baseline, float(gain), float(gain) - half, float(gain) + half]
-    answer = subject.call("held_out_gain", case["by_fold"])
+    answer = subject.call("held_out_gain", case["by_fold"], **option)
     got = answers.numbers("held_out_gain", answer, (5,))
     close("held_out_gain", got, wanted, evidence, relative=1e-9, of_largest=1e-9, absolute=1e-12)
+
+
+@check("AUDIT-23", "held_out_gain", cases=_IN_FOLDS)
+def gain_of_a_key(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """The gain is a part of the baseline's misses; a fold that is left out is not guessed from."""
+    _gained(subject, case, evidence)
+
+
+@check("AUDIT-26", "held_out_gain(level)", cases=_IN_FOLDS)
+def gain_of_a_key_at_a_level(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """At another level the ends are elsewhere, and a fold that is left out is not guessed from."""
+    for level in LEVELS:
+        _gained(subject, case, evidence, level=level)
+
+
+def _two_folds(_: Profile) -> Iterator[Case]:
+    yield {"by_fold": np.array([[[2, 1], [0, 3]], [[1, 1], [1, 2]]])}
+
+
+@check("AUDIT-26", "rejects_invalid_input", "held_out_gain", cases=_two_folds)
+def gain_of_two_folds(subject: Subject, case: Case, _: Evidence) -> None:
+    """Without one of two folds nothing is left to guess from."""
+    must_reject(
+        "held_out_gain of two folds", lambda: subject.call("held_out_gain", case["by_fold"])
+    )
 
 
 @st.composite
@@ -148,137 +189,19 @@ def what_ids_explain_of_a_slice(subject: Subject, case: Case, evidence: Evidence
     quotient = float(unexplained / shift) if shift else math.nan
     answer = subject.call("explained_by_tokens", tokens, whole, part.sum(axis=0))
     got = answers.numbers("explained_by_tokens", answer, (3,))
-    # Shares that cancel leave some rounding, which a quotient of nearly nothing shows.
+    # Shares that cancel leave some rounding: whoever has a shift of 1e-17 has a quotient too.
     close("explained_by_tokens", got[:2], [float(shift), float(unexplained)], evidence, **BOUND)
     if shift > Fraction(1, 10**4) or (not shift and not np.any(got[0])):
         close("explained_by_tokens: share", got[2], quotient, evidence, **BOUND)
 
 
-# ---- documents -----------------------------------------------------------------------------------
-
-_NAMES = ("a", "german/0", "python/abc.py", "日本語/一", "x" * 300)
-
-
-def _documents(_: Profile) -> Iterator[Case]:
-    for name in _NAMES:
-        for seed in (0, 1, 123_456):
-            yield {"name": name, "seed": seed}
+def _without_shift(_: Profile) -> Iterator[Case]:
+    even = np.array([[3, 1, 1, 3], [1, 3, 3, 1]])
+    for part in (even, even // 3, np.array([[1, 1, 1, 1], [0, 0, 0, 0]])):
+        yield {"whole": even[..., None], "part": part[..., None]}
 
 
-def _words(text: str) -> list[int]:
-    digest = hashlib.sha256(text.encode()).digest()
-    return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
-
-
-@check("AUDIT-25", "document_fold", cases=_documents)
-def fold_of_a_document(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """The first word of the name's SHA256, modulo the folds."""
-    for folds in (8, 2, 5):
-        answer = subject.call("document_fold", case["name"], folds=folds)
-        same("document_fold", int(answer), _words(case["name"])[0] % folds)
-    evidence.examples += 1
-
-
-@check("AUDIT-25", "document_weights", cases=_documents)
-def weights_of_a_document(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """Words of SHA256 as counts of a Poisson distribution with mean 1."""
-    chance, below, thresholds = Fraction(math.exp(-1)), Fraction(0), []
-    for count in range(12):
-        below += chance / math.factorial(count)
-        thresholds.append(int(below * 2**32))
-    for replicates in (100, 3):
-        drawn: list[int] = []
-        for number in range(-(-replicates // 8)):
-            drawn += _words(f"{case['seed']} {number} {case['name']}")
-        wanted = [sum(one <= word for one in thresholds) for word in drawn[:replicates]]
-        options = {"replicates": replicates, "seed": case["seed"]}
-        answer = subject.call("document_weights", case["name"], **options)
-        same("document_weights", answers.array("document_weights", answer), wanted)
-    evidence.examples += 1
-
-
-# ---- intervals -----------------------------------------------------------------------------------
-
-_REAL = st.integers(-1000, 1000).map(lambda n: n / 64)
-_VALUES = st.lists(_REAL, min_size=2, max_size=30)
-_OF_VALUES = st.fixed_dictionaries({"estimate": _REAL, "values": _VALUES})
-
-
-def _spread(values: list[float]) -> Fraction:
-    exact = [Fraction(one) for one in values]
-    mean = sum(exact, Fraction(0)) / len(exact)
-    return sum(((one - mean) ** 2 for one in exact), Fraction(0))
-
-
-@check("AUDIT-26", "bootstrap_interval", cases=_OF_VALUES)
-def interval_of_replicates(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """The normal quantile at (1 + level)/2 times the replicates' standard deviation each side."""
-    values, estimate = case["values"], case["estimate"]
-    deviation = math.sqrt(_spread(values) / (len(values) - 1))
-    for level in (0.95, 0.8):
-        half = NormalDist().inv_cdf((1 + level) / 2) * deviation
-        answer = subject.call("bootstrap_interval", estimate, np.array(values), level=level)
-        got = answers.numbers("bootstrap_interval", answer, (2,))
-        wanted = [estimate - half, estimate + half]
-        close("bootstrap_interval", got, wanted, evidence, relative=1e-9, of_largest=1e-9)
-
-
-@check(
-    "AUDIT-26",
-    "jackknife_interval",
-    cases=st.fixed_dictionaries(
-        {
-            "estimate": _REAL,
-            "values": st.sampled_from([3, 4, 8]).flatmap(
-                lambda n: st.lists(_REAL, min_size=n, max_size=n)
-            ),
-        }
-    ),
-)
-def interval_of_what_is_left(subject: Subject, case: Case, evidence: Evidence) -> None:
-    """Student's quantile with F - 1 degrees times the jackknife's error each side."""
-    values, estimate = case["values"], case["estimate"]
-    folds = len(values)
-    half = _T_975[folds - 1] * math.sqrt(Fraction(folds - 1, folds) * _spread(values))
-    answer = subject.call("jackknife_interval", estimate, np.array(values))
-    got = answers.numbers("jackknife_interval", answer, (2,))
-    wanted = [estimate - half, estimate + half]
-    close("jackknife_interval", got, wanted, evidence, relative=1e-9, of_largest=1e-9)
-
-
-# ---- what is refused -----------------------------------------------------------------------------
-
-
-def _no_numbers(_: Profile) -> Iterator[Case]:
-    for value in (math.nan, math.inf):
-        yield {"values": np.array([1.0, value, 2.0]), "estimate": 1.0}
-        yield {"values": np.array([1.0, 2.0, 3.0]), "estimate": value}
-
-
-@check("AUDIT-27", "rejects_invalid_input", "bootstrap_interval", cases=_no_numbers)
-def intervals_of_no_numbers(subject: Subject, case: Case, _: Evidence) -> None:
-    """What is not finite raises."""
-    must_reject(
-        "bootstrap_interval",
-        lambda: subject.call("bootstrap_interval", case["estimate"], case["values"]),
-    )
-
-
-@check("AUDIT-27", "rejects_invalid_input", "jackknife_interval", cases=_no_numbers)
-def intervals_of_no_folds(subject: Subject, case: Case, _: Evidence) -> None:
-    """What is not finite raises."""
-    must_reject(
-        "jackknife_interval",
-        lambda: subject.call("jackknife_interval", case["estimate"], case["values"]),
-    )
-
-
-def _nothing(_: Profile) -> Iterator[Case]:
-    yield {"counts": np.zeros((3, 4), np.int64)}
-    yield {"counts": np.array([[1, 2], [3, -1]])}
-
-
-@check("AUDIT-27", "rejects_invalid_input", "information", cases=_nothing)
-def information_of_nothing(subject: Subject, case: Case, _: Evidence) -> None:
-    """No token at all, and fewer than none, raise."""
-    must_reject("information", lambda: subject.call("information", case["counts"]))
+@check("AUDIT-24", "explained_by_tokens", cases=_without_shift)
+def slices_without_a_shift(subject: Subject, case: Case, evidence: Evidence) -> None:
+    """Where a slice's shares are the whole text's nothing is to be explained, whatever its ids are."""
+    what_ids_explain_of_a_slice(subject, case, evidence)

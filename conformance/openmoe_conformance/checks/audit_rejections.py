@@ -110,6 +110,8 @@ def _illegal_counts(_: Profile) -> Iterator[Case]:
     yield {"wrong": "a rank of fewer tokens", "counts": fewer}
     twice = np.array([[[3, 1], [0, 1], [0, 1], [0, 0]]], np.int64)
     yield {"wrong": "an expert twice for one token", "counts": twice}
+    below = np.array([[[2, 0], [1, 1], [1, 2], [-1, 0]]], np.int64)
+    yield {"wrong": "a count below 0", "counts": below}
 
 
 def _refuse_counts(subject: Subject, case: Case, function: str) -> None:
@@ -119,13 +121,13 @@ def _refuse_counts(subject: Subject, case: Case, function: str) -> None:
 
 @check("AUDIT-27", "rejects_invalid_input", "choice_shares", cases=_illegal_counts)
 def shares_of_counts_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Counts whose ranks are of different tokens, or of an expert twice for one, raise."""
+    """Counts below 0, of an expert twice for one token, or of different tokens by rank raise."""
     _refuse_counts(subject, case, "choice_shares")
 
 
 @check("AUDIT-27", "rejects_invalid_input", "share_spread", "mean_spread", cases=_illegal_counts)
 def spreads_of_counts_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Counts whose ranks are of different tokens, or of an expert twice for one, raise."""
+    """Counts below 0, of an expert twice for one token, or of different tokens by rank raise."""
     _refuse_counts(subject, case, "share_spread")
     _refuse_counts(subject, case, "mean_spread")
 
@@ -138,7 +140,7 @@ def spreads_of_counts_that_are_none(subject: Subject, case: Case, _: Evidence) -
     cases=_illegal_counts,
 )
 def debiased_spreads_of_counts_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Counts whose ranks are of different tokens, or of an expert twice for one, raise."""
+    """Counts below 0, of an expert twice for one token, or of different tokens by rank raise."""
     _refuse_counts(subject, case, "debiased_spread")
     _refuse_counts(subject, case, "specialisation")
 
@@ -146,11 +148,12 @@ def debiased_spreads_of_counts_that_are_none(subject: Subject, case: Case, _: Ev
 def _illegal_shares(_: Profile) -> Iterator[Case]:
     for value in _NO_NUMBERS:
         yield {"shares": _with(_WHOLE, (1,), value, np.float64)}
+    yield {"shares": np.array([0.5, 0.5, -0.25, 0.25])}
 
 
 @check("AUDIT-27", "rejects_invalid_input", "spread_floor(shares)", cases=_illegal_shares)
 def floors_of_shares_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Shares that are not finite raise."""
+    """Shares that are not finite, or below 0, raise."""
     tokens = np.array([3, 200], np.int64)
     must_reject(
         f"spread_floor with shares {case['shares'].tolist()}",
@@ -160,7 +163,7 @@ def floors_of_shares_that_are_none(subject: Subject, case: Case, _: Evidence) ->
 
 @check("AUDIT-27", "rejects_invalid_input", "debiased_spread(shares)", cases=_illegal_shares)
 def spreads_around_shares_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Shares that are not finite raise."""
+    """Shares that are not finite, or below 0, raise."""
     counts = np.array(_COUNTS, np.int64)
     must_reject(
         f"debiased_spread with shares {case['shares'].tolist()}",
@@ -175,12 +178,13 @@ def _illegal_gates(_: Profile) -> Iterator[Case]:
 
 def _gates_or_none(profile: Profile) -> Iterator[Case]:
     yield from _illegal_gates(profile)
+    yield {"gate": _with(_HALF, (1, 0), -0.5, np.float32)}
     yield {"gate": np.zeros((3, 2), np.float32)}  # nothing to be a part of
 
 
 @check("AUDIT-27", "rejects_invalid_input", "lost_gate_share", cases=_gates_or_none)
 def losses_of_gates_that_are_none(subject: Subject, case: Case, _: Evidence) -> None:
-    """Gates that are not finite raise, dropped or kept, and gates that add up to nothing."""
+    """Gates that are not finite or below 0 raise, dropped or kept, and gates that add up to nothing."""
     for dropped in (np.zeros((3, 2), bool), np.ones((3, 2), bool)):
         must_reject(
             f"lost_gate_share of gates {case['gate'].tolist()}",

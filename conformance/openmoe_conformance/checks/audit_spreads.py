@@ -140,16 +140,19 @@ def mean_spread_of_other_keys(subject: Subject, case: Case, evidence: Evidence) 
 _SOME = tuple((experts, k) for experts, k in SIZES if k < experts)
 
 
+def _size(key: Key, centre: Key) -> Fraction:
+    """Return how large the numbers are of which a debiased square is the difference."""
+    return max(_square(key, centre), _noise(key, _tokens(key) - 1))
+
+
 def _well_conditioned(case: Case) -> bool:
-    """Return whether no root is taken of a difference that rounding makes."""
+    """Return whether no root is taken of what rounding makes of 0."""
     whole, even = case["whole"].tolist(), _even(case["whole"].tolist())
     # Where tokens all take the same experts p (1 - p) is 0, and so is every floor.
     sound = _noise(whole, 1) > 0
     for key in case["counts"].tolist():
-        n = _tokens(key)
-        for centre in (whole, even) if n > 1 else ():
-            size = max(_square(key, centre), _noise(key, n - 1))
-            sound &= size > 0 and abs(_debiased_square(key, centre)) > size / 10_000
+        for centre in (whole, even) if _tokens(key) > 1 else ():
+            sound &= _size(key, centre) > 0
     return sound
 
 
@@ -183,15 +186,27 @@ def _debiased(
 ) -> None:
     experts, k = case["whole"].shape
     largest = math.sqrt(Fraction(1, k * experts) - Fraction(1, experts**2))
-
-    def debiased(key: Key) -> float:
-        few = _tokens(key) < 2
-        return math.nan if few else math.sqrt(max(_debiased_square(key, centre), Fraction(0)))
-
-    _compare(subject, "debiased_spread", case, evidence, debiased, **option)
-    _compare(
-        subject, "specialisation", case, evidence, lambda key: debiased(key) / largest, **option
-    )
+    for function, unit in (("debiased_spread", 1.0), ("specialisation", largest)):
+        answer = subject.call(function, case["counts"], **option)
+        got = answers.numbers(function, answer, case["counts"].shape[:1]) * unit
+        for key, spread in zip(case["counts"].tolist(), got, strict=True):
+            if _tokens(key) < 2:
+                close(function, spread, math.nan, evidence, **BOUND)
+                continue
+            square, size = _debiased_square(key, centre), _size(key, centre)
+            if abs(square) > size / 10_000:
+                wanted = math.sqrt(max(square, Fraction(0)))
+                close(function, spread, wanted, evidence, **BOUND)
+            else:  # they nearly cancel
+                wanted = float(max(square, Fraction(0)) / size)
+                close(
+                    f"{function}, squared",
+                    spread**2 / float(size),
+                    wanted,
+                    evidence,
+                    absolute=1e-9,
+                    relative=0,
+                )
 
 
 @check("AUDIT-07", "debiased_spread", "specialisation", cases=_SOUND)

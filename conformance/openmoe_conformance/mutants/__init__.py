@@ -31,8 +31,9 @@ CHAPTERS = (
     ),
     *("vocabulary", "noise", "prefixes", "objectives", "examples", "documents", "draws", "feeding"),
     *("batching", "packing", "meshes", "mesh_models", "checkpoints"),
-    *("audit", "audit_spreads", "audit_measures", "audit_pairs", "audit_drops"),
-    *("audit_inference", "audit_rejections", "dialects"),
+    *("audit", "audit_spreads", "audit_measures", "audit_loads", "audit_pairs", "audit_drops"),
+    *("audit_inference", "audit_intervals", "audit_rejections", "audit_measure_rejections"),
+    *("dialects",),
 )
 """Modules of mutants, in the order of SPEC.md."""
 

@@ -98,6 +98,25 @@ class ExpertsOfAByte(ReferenceAdapter):
         return counts
 
 
+@mutant("AUDIT-02")
+class AfterDrops(ReferenceAdapter):
+    """Choices that found no slot at twice the mean load are not counted."""
+
+    def count_choices(self, keys: ndarray, expert_index: ndarray, **sizes: int) -> ndarray:
+        counts = super().count_choices(keys, expert_index, **sizes)
+        experts = sizes["num_experts"]
+        dropped = self.replay_choices(
+            expert_index[None],
+            num_experts=experts,
+            capacity=-(-2 * expert_index.size // experts),
+            priority="choices",
+        )[0]
+        for rank in range(expert_index.shape[1]):
+            lost = dropped[:, rank] & (keys >= 0)
+            np.subtract.at(counts, (keys[lost], expert_index[lost, rank], rank), 1)
+        return counts
+
+
 @mutant("AUDIT-21")
 class LargerOfTwoCalls(ReferenceAdapter):
     """Tables of calls are merged by the larger count."""

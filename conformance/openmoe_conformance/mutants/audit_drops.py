@@ -99,6 +99,15 @@ class GatesInFloat32(ReferenceAdapter):
         return float(gate[dropped].sum(dtype=np.float32) / gate.sum(dtype=np.float32))
 
 
+@mutant("AUDIT-17")
+class GatesOfFirstChoices(ReferenceAdapter):
+    """Only first choices have gates to lose."""
+
+    def lost_gate_share(self, gate: ndarray, dropped: ndarray) -> float:
+        first = gate[:, :1]
+        return super().lost_gate_share(first, dropped[:, :1]) if first.any() else 0.0
+
+
 @mutant("AUDIT-18")
 class TokenByToken(ReferenceAdapter):
     """By `choices`, a token's second choice stands before the next token's first."""
@@ -159,6 +168,35 @@ class AllGatesOfAToken(ReferenceAdapter):
             total = options["gate"].sum(axis=-1, keepdims=True)
             options["gate"] = np.broadcast_to(total, expert_index.shape)
         return super().replay_choices(expert_index, **options)
+
+
+@mutant("AUDIT-18")
+class EachRankByItsOwnGates(ReferenceAdapter):
+    """Second choices are ordered by second gates."""
+
+    def replay_choices(self, expert_index: ndarray, **options: Any) -> ndarray:
+        found = super().replay_choices(expert_index, **options)
+        if options.get("gate") is None:
+            return found
+        experts = options["num_experts"]
+        for group, gates in enumerate(options["gate"]):
+            before = [0] * experts
+            for rank in range(expert_index.shape[-1]):
+                for token in np.argsort(-gates[:, rank], kind="stable"):
+                    expert = expert_index[group, token, rank]
+                    if expert >= 0:
+                        found[group, token, rank] = before[expert] >= options["capacity"]
+                        before[expert] += 1
+        return found
+
+
+@mutant("AUDIT-18")
+class WithoutAFirstNoSecond(ReferenceAdapter):
+    """A token whose first choice is -1 has no other either."""
+
+    def replay_choices(self, expert_index: ndarray, **options: Any) -> ndarray:
+        some = np.where(expert_index[..., :1] < 0, -1, expert_index)
+        return super().replay_choices(some, **options)
 
 
 @mutant("AUDIT-18")

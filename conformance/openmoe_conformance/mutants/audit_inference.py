@@ -1,11 +1,8 @@
-"""Planted bugs of SPEC.md "Routing audits": what keys tell, documents, intervals."""
+"""Planted bugs of SPEC.md "Routing audits": what keys tell of the routing."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -14,8 +11,6 @@ from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
 from openmoe_reference import audit_inference
 from openmoe_reference.audit import choice_shares
-
-Ends = tuple[float, float]
 
 
 @mutant("AUDIT-22")
@@ -50,6 +45,34 @@ class EveryCellCorrects(ReferenceAdapter):
         return float(told - empty), choice
 
 
+@mutant("AUDIT-22")
+class NeverBelowNothing(ReferenceAdapter):
+    """Information below 0 is cut: its mean over chance is above 0 again."""
+
+    def information(self, counts: ndarray) -> tuple[float, float]:
+        told, choice = super().information(counts)
+        return max(told, 0.0), choice
+
+
+@mutant("AUDIT-22")
+class PlainEntropy(ReferenceAdapter):
+    """The choice's entropy that is answered has no correction."""
+
+    def information(self, counts: ndarray) -> tuple[float, float]:
+        told, choice = super().information(counts)
+        cells = np.count_nonzero(counts.sum(axis=0))
+        return told, float(choice - (cells - 1) / (2 * counts.sum()))
+
+
+@mutant("AUDIT-22")
+class PartOfTheEntropy(ReferenceAdapter):
+    """Information is a part of the choice's entropy."""
+
+    def information(self, counts: ndarray) -> tuple[float, float]:
+        told, choice = super().information(counts)
+        return (told / choice if choice else 0.0), choice
+
+
 @mutant("AUDIT-23")
 class UnknownKeysMiss(ReferenceAdapter):
     """A key without tokens to learn from is guessed wrong."""
@@ -58,6 +81,37 @@ class UnknownKeysMiss(ReferenceAdapter):
         found = super().held_out_hits(train, test)
         overall = train.sum(axis=0).argmax()
         found[1] -= test[train.sum(axis=1) == 0, overall].sum()
+        return found
+
+
+@mutant("AUDIT-23")
+class UnknownKeysTakeTheFirst(ReferenceAdapter):
+    """Of a key without tokens to learn from all experts are equal, and the first is guessed."""
+
+    def held_out_hits(self, train: ndarray, test: ndarray) -> ndarray:
+        found = super().held_out_hits(train, test)
+        found[1] = np.take_along_axis(test, train.argmax(axis=1)[:, None], axis=1).sum()
+        return found
+
+
+@mutant("AUDIT-23")
+class UnknownKeysAreLeftOut(ReferenceAdapter):
+    """A key without tokens to learn from is not asked."""
+
+    def held_out_hits(self, train: ndarray, test: ndarray) -> ndarray:
+        known = train.sum(axis=1, keepdims=True) > 0
+        return super().held_out_hits(train, test * known)
+
+
+@mutant("AUDIT-23")
+class GuessesOfAByte(ReferenceAdapter):
+    """The expert that is guessed is held in a byte."""
+
+    def held_out_hits(self, train: ndarray, test: ndarray) -> ndarray:
+        found = super().held_out_hits(train, test)
+        best = train.sum(axis=0).argmax()
+        guess = np.where(train.sum(axis=1) > 0, train.argmax(axis=1), best) % 256
+        found[1] = np.take_along_axis(test, guess[:, None], axis=1).sum()
         return found
 
 
@@ -117,6 +171,18 @@ class DifferenceOfAccuracies(ReferenceAdapter):
         return accuracy, baseline, accuracy - baseline, low, high
 
 
+@mutant("AUDIT-23")
+class MeanOfFolds(ReferenceAdapter):
+    """The gain is the mean of the folds' own."""
+
+    def held_out_gain(self, by_fold: ndarray, *, level: float = 0.95) -> tuple[float, ...]:
+        found = list(super().held_out_gain(by_fold, level=level))
+        whole = by_fold.sum(axis=0)
+        each = [_gain(audit_inference.held_out_hits(whole - one, one))[2] for one in by_fold]
+        found[2] = float(np.mean(each))
+        return tuple(found)
+
+
 @mutant("AUDIT-24")
 class WithoutTheHalf(ReferenceAdapter):
     """Distances are sums of differences, not half of them."""
@@ -153,102 +219,41 @@ class DistanceFromEven(ReferenceAdapter):
         return shift, found[1], found[1] / shift if shift else math.nan
 
 
-@mutant("AUDIT-25")
-class BigEndianWords(ReferenceAdapter):
-    """Words of a digest are big-endian."""
+@mutant("AUDIT-24")
+class ShiftFromTheRest(ReferenceAdapter):
+    """The shift is from the rest of the text, the slice not among it."""
 
-    def document_fold(self, document: str, **options: int) -> int:
-        digest = hashlib.sha256(document.encode()).digest()
-        return int.from_bytes(digest[:4], "big") % options.get("folds", 8)
-
-
-@mutant("AUDIT-25")
-class EverySeedAlike(ReferenceAdapter):
-    """The seed is not looked at."""
-
-    def document_weights(self, document: str, **options: int) -> ndarray:
-        return super().document_weights(document, **options | {"seed": 0})
-
-
-@mutant("AUDIT-25")
-class FirstWordsAlone(ReferenceAdapter):
-    """Every digest gives one weight: its first word's."""
-
-    def document_weights(self, document: str, **options: int) -> ndarray:
-        replicates = options.get("replicates", 100)
-        found = super().document_weights(document, **options | {"replicates": 8 * replicates})
-        return found[::8]
+    def explained_by_tokens(
+        self, slice_tokens: ndarray, token_counts: ndarray, slice_counts: ndarray
+    ) -> tuple[float, float, float]:
+        shift, left, part = super().explained_by_tokens(slice_tokens, token_counts, slice_counts)
+        rest = token_counts.sum(axis=0) - slice_counts
+        if rest.any():
+            apart = choice_shares(slice_counts) - choice_shares(rest)
+            shift = float(np.abs(apart).sum() / 2)
+            part = left / shift if shift else math.nan
+        return shift, left, part
 
 
-@mutant("AUDIT-25")
-class AllOrNothing(ReferenceAdapter):
-    """A document counts once or not at all."""
+@mutant("AUDIT-24")
+class IdsOfTheWholeText(ReferenceAdapter):
+    """An id of the slice weighs its tokens in the whole text."""
 
-    def document_weights(self, document: str, **options: int) -> ndarray:
-        return np.minimum(super().document_weights(document, **options), 1)
-
-
-@mutant("AUDIT-26")
-class OneSidedQuantile(ReferenceAdapter):
-    """The quantile is that at the level."""
-
-    def bootstrap_interval(self, estimate: float, replicates: ndarray, **options: float) -> Ends:
-        half = NormalDist().inv_cdf(options.get("level", 0.95)) * replicates.std(ddof=1)
-        return estimate - half, estimate + half
+    def explained_by_tokens(
+        self, slice_tokens: ndarray, token_counts: ndarray, slice_counts: ndarray
+    ) -> tuple[float, float, float]:
+        shift = super().explained_by_tokens(slice_tokens, token_counts, slice_counts)[0]
+        expected = choice_shares(token_counts[slice_tokens > 0].sum(axis=0))
+        left = float(np.abs(choice_shares(slice_counts) - expected).sum() / 2)
+        return shift, left, left / shift if shift else math.nan
 
 
-@mutant("AUDIT-26")
-class DeviationOfAllReplicates(ReferenceAdapter):
-    """The deviation is divided by n."""
+@mutant("AUDIT-24")
+class NoShiftIsExplained(ReferenceAdapter):
+    """Where there is no shift, all of it is explained."""
 
-    def bootstrap_interval(self, estimate: float, replicates: ndarray, **options: float) -> Ends:
-        half = NormalDist().inv_cdf((1 + options.get("level", 0.95)) / 2) * replicates.std()
-        return estimate - half, estimate + half
-
-
-@mutant("AUDIT-26")
-class AroundTheReplicates(ReferenceAdapter):
-    """The interval is around the replicates' mean."""
-
-    def bootstrap_interval(self, estimate: float, replicates: ndarray, **options: float) -> Ends:
-        return super().bootstrap_interval(float(replicates.mean()), replicates, **options)
-
-
-@mutant("AUDIT-26")
-class NormalForFewFolds(ReferenceAdapter):
-    """Of a few folds the normal quantile is taken."""
-
-    def jackknife_interval(self, estimate: float, left_out: ndarray, **options: float) -> Ends:
-        folds = len(left_out)
-        error = math.sqrt((folds - 1) / folds * float(((left_out - left_out.mean()) ** 2).sum()))
-        half = NormalDist().inv_cdf(0.975) * error
-        return estimate - half, estimate + half
-
-
-@mutant("AUDIT-26")
-class ErrorOfAMean(ReferenceAdapter):
-    """The jackknife's squares are divided as those of independent values."""
-
-    def jackknife_interval(self, estimate: float, left_out: ndarray, **options: float) -> Ends:
-        folds = len(left_out)
-        half = audit_inference.student_quantile(0.975, folds - 1)
-        half *= float(left_out.std(ddof=1)) / math.sqrt(folds)
-        return estimate - half, estimate + half
-
-
-@mutant("AUDIT-27")
-class NothingIsZero(ReferenceAdapter):
-    """What is no number counts as 0."""
-
-    def bootstrap_interval(self, estimate: float, replicates: ndarray, **options: Any) -> Ends:
-        return super().bootstrap_interval(
-            float(np.nan_to_num(estimate, posinf=0)), np.nan_to_num(replicates, posinf=0), **options
-        )
-
-
-@mutant("AUDIT-27")
-class InformationOfNothing(ReferenceAdapter):
-    """No token tells nothing, which is 0."""
-
-    def information(self, counts: ndarray) -> tuple[float, float]:
-        return super().information(counts) if counts.min() >= 0 and counts.any() else (0.0, 0.0)
+    def explained_by_tokens(
+        self, slice_tokens: ndarray, token_counts: ndarray, slice_counts: ndarray
+    ) -> tuple[float, float, float]:
+        shift, left, part = super().explained_by_tokens(slice_tokens, token_counts, slice_counts)
+        return shift, left, part if shift else 0.0

@@ -1,4 +1,4 @@
-"""Planted bugs of SPEC.md "Routing audits": tokens of experts, neighbours, load and margins."""
+"""Planted bugs of SPEC.md "Routing audits": tokens of experts, and neighbours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from numpy import ndarray
 
 from openmoe_conformance.mutants import mutant
 from openmoe_conformance.reference_adapter import ReferenceAdapter
-from openmoe_reference import audit_measures
-from openmoe_reference.audit import tokens_of
 
 
 @mutant("AUDIT-08")
@@ -32,12 +30,45 @@ class RareIdsAreMostPrecise(ReferenceAdapter):
 
 
 @mutant("AUDIT-08")
+class TenAreTooFew(ReferenceAdapter):
+    """Precision is of ids with more than ten tokens."""
+
+    def top_tokens(self, counts: ndarray, **options: Any) -> ndarray:
+        more = options.get("least", 10) + (options["by"] == "precision")
+        return super().top_tokens(counts, **options | {"least": more})
+
+
+@mutant("AUDIT-08")
 class LiftOfRareIds(ReferenceAdapter):
     """Lift is not drawn towards 1."""
 
     def top_tokens(self, counts: ndarray, **options: Any) -> ndarray:
         least = 0 if options["by"] == "lift" else options.get("least", 10)
         return super().top_tokens(counts, **options | {"least": least})
+
+
+@mutant("AUDIT-08")
+class LiftTowardsNothing(ReferenceAdapter):
+    """Lift is drawn towards 0: ten tokens are added that do not choose the expert."""
+
+    def top_tokens(self, counts: ndarray, **options: Any) -> ndarray:
+        found = super().top_tokens(counts, **options)
+        if options["by"] != "lift":
+            return found
+        chosen, tokens = counts.sum(axis=2), counts[..., 0].sum(axis=1)
+        score = -chosen / (tokens + options.get("least", 10))[:, None]
+        for expert, column in enumerate(score.T):
+            there = (found[expert] >= 0).sum()
+            found[expert, :there] = np.argsort(column, kind="stable")[:there]
+        return found
+
+
+@mutant("AUDIT-08")
+class IdsOfFirstChoices(ReferenceAdapter):
+    """First choices alone make an id one of an expert's."""
+
+    def top_tokens(self, counts: ndarray, **options: Any) -> ndarray:
+        return super().top_tokens(counts[..., :1], **options)
 
 
 @mutant("AUDIT-08")
@@ -58,6 +89,17 @@ class NeighboursInRank(ReferenceAdapter):
         for rank in range(expert_index.shape[1] - 1):
             pair = expert_index[:, rank : rank + 2]
             found += super().coactivation(pair, num_experts=num_experts)
+        return found
+
+
+@mutant("AUDIT-10")
+class PairsWithTheFirst(ReferenceAdapter):
+    """Only pairs with the first choice count."""
+
+    def coactivation(self, expert_index: ndarray, *, num_experts: int) -> ndarray:
+        found = np.zeros((num_experts, num_experts), np.int64)
+        for rank in range(1, expert_index.shape[1]):
+            found += super().coactivation(expert_index[:, [0, rank]], num_experts=num_experts)
         return found
 
 
@@ -84,6 +126,15 @@ class SharesOfTheOther(ReferenceAdapter):
 
     def coactivation_shares(self, counts: ndarray, tokens: ndarray) -> ndarray:
         return super().coactivation_shares(counts, tokens).T
+
+
+@mutant("AUDIT-10")
+class SharesOfPairs(ReferenceAdapter):
+    """The pairs of an expert are divided by their sum, so that its row makes 1."""
+
+    def coactivation_shares(self, counts: ndarray, tokens: ndarray) -> ndarray:
+        pairs = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return np.where(tokens[:, None] > 0, counts / pairs, np.nan)
 
 
 @mutant("AUDIT-11")
@@ -118,6 +169,31 @@ class NobodyIsZero(ReferenceAdapter):
         return np.nan_to_num(super().vocabulary_specialisation(counts, **options))
 
 
+@mutant("AUDIT-11")
+class HigherOfEquals(ReferenceAdapter):
+    """A key prefers the higher of equal experts."""
+
+    def vocabulary_specialisation(self, counts: ndarray, **options: Any) -> ndarray:
+        return super().vocabulary_specialisation(counts[:, ::-1], **options)[::-1]
+
+
+@mutant("AUDIT-11")
+class LeastIsNotEnough(ReferenceAdapter):
+    """A key with the least number of tokens is left out."""
+
+    def vocabulary_specialisation(self, counts: ndarray, **options: Any) -> ndarray:
+        more = options.get("least", 0) + 1
+        return super().vocabulary_specialisation(counts, **options | {"least": more})
+
+
+@mutant("AUDIT-11")
+class FilteredUnasked(ReferenceAdapter):
+    """Where no filter is asked for, keys with fewer than ten tokens are left out."""
+
+    def vocabulary_specialisation(self, counts: ndarray, **options: Any) -> ndarray:
+        return super().vocabulary_specialisation(counts, **{"least": 10} | options)
+
+
 @mutant("AUDIT-12")
 class AcrossRows(ReferenceAdapter):
     """The last token of a row and the first of the next are neighbours."""
@@ -138,111 +214,16 @@ class SameRank(ReferenceAdapter):
 
 
 @mutant("AUDIT-12")
+class FirstChoicesMeet(ReferenceAdapter):
+    """An expert in common is the first of both."""
+
+    def repetition(self, expert_index: ndarray, row: ndarray) -> ndarray:
+        return super().repetition(expert_index, row)[[0, 1, 1]]
+
+
+@mutant("AUDIT-12")
 class ChanceWithReplacement(ReferenceAdapter):
     """By chance each choice misses by itself, as if an expert could be chosen twice."""
 
     def repetition_by_chance(self, k: int, num_experts: int) -> tuple[float, float]:
         return 1 / num_experts, 1 - (1 - k / num_experts) ** k
-
-
-class _Changed(ReferenceAdapter):
-    """A statistic of the load that is another."""
-
-    def statistics(self, loads: ndarray) -> dict[str, float]:
-        return dict(super().load_statistics(loads))
-
-
-@mutant("AUDIT-13")
-class SampleDeviationOfLoads(_Changed):
-    """The deviation is divided by E - 1."""
-
-    def load_statistics(self, loads: ndarray) -> dict[str, float]:
-        deviation = loads.std(ddof=1) if len(loads) > 1 else 0.0
-        return self.statistics(loads) | {"cv": float(deviation / loads.mean())}
-
-
-@mutant("AUDIT-13")
-class EntropyInBits(_Changed):
-    """The entropy is in bits, not a part of that of even loads."""
-
-    def load_statistics(self, loads: ndarray) -> dict[str, float]:
-        found = self.statistics(loads)
-        return found | {"entropy": float(np.log2(found["effective_experts"]))}
-
-
-@mutant("AUDIT-13")
-class GiniOfOthers(_Changed):
-    """Pairs of an expert with itself are left out of the mean difference."""
-
-    def load_statistics(self, loads: ndarray) -> dict[str, float]:
-        found, experts = self.statistics(loads), len(loads)
-        return found | {"gini": found["gini"] * experts / max(experts - 1, 1)}
-
-
-@mutant("AUDIT-13")
-class NearlyDead(_Changed):
-    """Experts far below the mean count as dead."""
-
-    def load_statistics(self, loads: ndarray) -> dict[str, float]:
-        return self.statistics(loads) | {"dead_fraction": float((loads < loads.mean() / 10).mean())}
-
-
-@mutant("AUDIT-14")
-class BeyondThresholds(ReferenceAdapter):
-    """A margin at a threshold does not reach it."""
-
-    def margin_codes(self, margins: ndarray) -> ndarray:
-        found = np.searchsorted(audit_measures.MARGIN_THRESHOLDS, margins, side="left")
-        return found.astype(np.uint8)
-
-
-@mutant("AUDIT-14")
-class CodesByLogarithm(ReferenceAdapter):
-    """Codes are the floor of a logarithm in float32, which is off by one next to a threshold."""
-
-    def margin_codes(self, margins: ndarray) -> ndarray:
-        with np.errstate(divide="ignore"):
-            code = np.floor(8 * np.log2(margins)) + 8 * 24 + 1
-        return np.clip(code, 0, 255).astype(np.uint8)
-
-
-@mutant("AUDIT-14")
-class TheNextCodeToo(ReferenceAdapter):
-    """The code that begins at 2^-7 counts as a near-tie."""
-
-    def near_tie_share(self, histogram: ndarray, **options: float) -> float:
-        return float(histogram[:138].sum() / histogram.sum())
-
-
-@mutant("AUDIT-27")
-class SentinelsGoTogether(ReferenceAdapter):
-    """255 and -1 are counted as experts of their own."""
-
-    def coactivation(self, expert_index: ndarray, *, num_experts: int) -> ndarray:
-        ordered = np.clip(expert_index, 0, num_experts - 1)
-        found = np.zeros((num_experts, num_experts), np.int64)
-        for one in range(ordered.shape[1]):
-            for other in range(ordered.shape[1]):
-                if one != other:
-                    np.add.at(found, (ordered[:, one], ordered[:, other]), 1)
-        return found
-
-
-@mutant("AUDIT-27")
-class MarginsOfNothing(ReferenceAdapter):
-    """A margin that is no number has a code."""
-
-    def margin_codes(self, margins: ndarray) -> ndarray:
-        return super().margin_codes(np.clip(np.nan_to_num(margins), 0, None))
-
-
-@mutant("AUDIT-27")
-class UnevenRanks(ReferenceAdapter):
-    """Counts of different tokens by rank are ranked."""
-
-    def top_tokens(self, counts: ndarray, **options: Any) -> ndarray:
-        try:
-            tokens_of(counts)
-        except ValueError:
-            return np.full((counts.shape[1], options.get("number", 10)), -1)
-        return super().top_tokens(counts, **options)

@@ -35,6 +35,14 @@ class JaccardIndex(ReferenceAdapter):
         return float((shared / (2 * first.shape[1] - shared)).mean())
 
 
+@mutant("AUDIT-09")
+class FirstChoicesOfBoth(ReferenceAdapter):
+    """First choices alone are compared."""
+
+    def saturation(self, first: ndarray, second: ndarray) -> float:
+        return super().saturation(first[:, :1], second[:, :1])
+
+
 @mutant("AUDIT-15")
 class InNats(ReferenceAdapter):
     """The divergence is in nats."""
@@ -71,6 +79,47 @@ class IdsOfEither(ReferenceAdapter):
 
 
 @mutant("AUDIT-15")
+class TokensOfTheFirst(ReferenceAdapter):
+    """An id weighs its tokens in the first checkpoint."""
+
+    def table_divergence(self, first: ndarray, second: ndarray) -> float:
+        n, m = tokens_of(first), tokens_of(second)
+        apart = [
+            super(TokensOfTheFirst, self).table_divergence(one[None], other[None])
+            for one, other in zip(first, second, strict=True)
+        ]
+        both = (n > 0) & (m > 0)
+        return float(np.average(np.array(apart)[both], weights=n[both])) if both.any() else np.nan
+
+
+@mutant("AUDIT-15")
+class JointTable(ReferenceAdapter):
+    """The middle of two tables is that of their tokens together, not of their shares."""
+
+    def table_divergence(self, first: ndarray, second: ndarray) -> float:
+        def nats(counts: ndarray) -> float:
+            cells = counts.sum(axis=-1)
+            shares = cells[cells > 0] / cells.sum()
+            return float(-(shares * np.log(shares)).sum())
+
+        total, weight = super().table_divergence(first, second) * 0, 0
+        for one, other in zip(first, second, strict=True):
+            n, m = int(one[:, 0].sum()), int(other[:, 0].sum())
+            if n and m:
+                total += (n + m) * nats(one + other) - n * nats(one) - m * nats(other)
+                weight += n + m
+        return total / (weight * float(np.log(2))) if weight else np.nan
+
+
+@mutant("AUDIT-15")
+class NoIdIsNoDistance(ReferenceAdapter):
+    """Checkpoints without an id in common are not apart."""
+
+    def table_divergence(self, first: ndarray, second: ndarray) -> float:
+        return float(np.nan_to_num(super().table_divergence(first, second)))
+
+
+@mutant("AUDIT-15")
 class ProductsOfCounts(ReferenceAdapter):
     """The overlap is the sum of products of counts."""
 
@@ -99,6 +148,14 @@ class NumbersNeverMove(ReferenceAdapter):
 
     def relabelling(self, first: ndarray, second: ndarray) -> ndarray:
         return np.arange(first.shape[1])
+
+
+@mutant("AUDIT-15")
+class TheOtherWayRound(ReferenceAdapter):
+    """The relabelling gives the expert of the first for each of the second."""
+
+    def relabelling(self, first: ndarray, second: ndarray) -> ndarray:
+        return np.argsort(super().relabelling(first, second))
 
 
 @mutant("AUDIT-15")

@@ -136,6 +136,27 @@ class GatesThatAreNone(ReferenceAdapter):
 
 
 @mutant("AUDIT-27")
+class GatesBelowNothing(ReferenceAdapter):
+    """A gate below 0 counts as 0."""
+
+    def lost_gate_share(self, gate: ndarray, dropped: ndarray) -> float:
+        some = np.maximum(gate, 0) if np.isfinite(gate).all() else gate
+        return super().lost_gate_share(some, dropped)
+
+
+@mutant("AUDIT-27")
+class CountsBelowNothing(ReferenceAdapter):
+    """Counts below 0 are summed like others."""
+
+    def choice_shares(self, counts: ndarray) -> ndarray:
+        ranks = counts.sum(axis=-2)
+        alike = (ranks == ranks[..., :1]).all() and counts.sum(axis=-1).max() <= ranks.max()
+        if alike and counts.min() < 0:
+            return _shares_of_any(counts)
+        return super().choice_shares(counts)
+
+
+@mutant("AUDIT-27")
 class NothingIsLostOfNothing(ReferenceAdapter):
     """Where gates add up to nothing, nothing is lost."""
 

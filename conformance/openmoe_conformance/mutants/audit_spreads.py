@@ -52,6 +52,15 @@ class SharesInFloat32(ReferenceAdapter):
         return super().choice_shares(counts).astype(np.float32)
 
 
+@mutant("AUDIT-03")
+class PartsOfTheText(ReferenceAdapter):
+    """The choices of a key are divided by those of the whole text."""
+
+    def choice_shares(self, counts: ndarray) -> ndarray:
+        n = _tokens(counts)
+        return super().choice_shares(counts) * n[..., None] / max(n.sum(), 1)
+
+
 @mutant("AUDIT-04")
 class SampleDeviation(ReferenceAdapter):
     """The squares are divided by E - 1."""
@@ -110,6 +119,14 @@ class NoFrequentKeyIsNoSpread(ReferenceAdapter):
 
     def mean_spread(self, counts: ndarray, *, least: int = 128) -> float:
         return float(np.nan_to_num(super().mean_spread(counts, least=least)))
+
+
+@mutant("AUDIT-05")
+class ChoicesPassTheFilter(ReferenceAdapter):
+    """A key has more than 128 choices, not tokens."""
+
+    def mean_spread(self, counts: ndarray, *, least: int = 128) -> float:
+        return super().mean_spread(counts, least=least // counts.shape[-1])
 
 
 @mutant("AUDIT-06")

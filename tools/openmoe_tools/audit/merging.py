@@ -61,11 +61,32 @@ def _check(audits: Sequence[Audit]) -> None:
                 raise UsageError(
                     f"{other.path}: is of other {name} than {first.path}; shares of one text are merged"
                 )
-    shares = [one.manifest["recipe"].get("share") for one in audits]
-    if len(set(shares)) < len(shares):
+    if any(one.manifest["checkpoints"] != first.manifest["checkpoints"] for one in audits):
         raise UsageError(
-            f"merge: two audits are of the same share {shares[0]}; it would count twice"
+            "merge: the audits compare other checkpoints; give --series and --against to all or to none"
         )
+    _shares(audits)
+
+
+def _shares(audits: Sequence[Audit]) -> list[str]:
+    """Return the shares of all audits, each once, in order. Errors: UsageError where one counts twice."""
+    found: dict[tuple[int, int], Path] = {}
+    for one in audits:
+        told = one.manifest["recipe"].get("share")
+        if told is None:
+            raise UsageError(f"{one.path}: is of the whole text; a share of it would count twice")
+        for share in str(told).split():
+            number, parts = map(int, share.split("/"))
+            other = found.setdefault((parts, number), one.path)
+            if other != one.path:
+                raise UsageError(
+                    f"{one.path} and {other}: both have the share {share}; it would count twice"
+                )
+    if len({parts for parts, _ in found}) > 1:
+        raise UsageError(
+            "merge: the shares are of other numbers of parts; some text would count twice"
+        )
+    return [f"{number}/{parts}" for parts, number in sorted(found)]
 
 
 def _but_share(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +95,8 @@ def _but_share(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _manifest(audits: Sequence[Audit], tables: Tables) -> dict[str, Any]:
     first = audits[0].manifest
-    shares = [str(one.manifest["recipe"].get("share")) for one in audits]
+    shares = _shares(audits)
+    whole = len(shares) == int(shares[0].partition("/")[2])
     totals = {
         "tokens": _tokens(tables),
         "documents": int(tables.arrays["documents"].sum()),
@@ -83,7 +105,7 @@ def _manifest(audits: Sequence[Audit], tables: Tables) -> dict[str, Any]:
     }
     return {
         **first,
-        "recipe": first["recipe"] | {"share": " ".join(sorted(shares))},
+        "recipe": first["recipe"] | {"share": None if whole else " ".join(shares)},
         "totals": totals,
     }
 

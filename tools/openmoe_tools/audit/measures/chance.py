@@ -13,8 +13,8 @@ from openmoe_tools.audit.counting import queues
 from openmoe_tools.audit.counting.layout import POSITION_BINS
 from openmoe_tools.audit.measures.view import View
 
-TOKENS = 100_000
-"""Tokens that are drawn: the ratio of a quarter of a row is known to half a percent."""
+TOKENS = 400_000
+"""Tokens that are drawn: the ratio of a quarter of a row is known to a sixth of a percent."""
 
 
 def drops(view: View, rule: int) -> ndarray | None:

@@ -9,12 +9,13 @@ own error.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from openmoe_reference import audit_inference
-from openmoe_tools.audit.measures.drops import ends
+from openmoe_tools.audit.measures.drops import Even, ends
 from openmoe_tools.audit.measures.intervals import at_level
 from openmoe_tools.audit.measures.view import KEYS, View
 
@@ -56,18 +57,27 @@ def level(view: View) -> float:
 def of_key(view: View, key: str, layer: int) -> Claim | None:
     """Return the claim that a key tells of the first choice; none where it cannot be said."""
     found = view.gain(key, layer)
-    return None if found is None else Claim(found.gain, *at_level(found, level(view)))
+    if found is None:
+        return None
+    low, high = at_level(found, level(view))
+    return Claim(found.gain, low, min(high, 1.0))  # no more misses than there are can be removed
 
 
 def of_drops(view: View, rule: int, layer: int) -> Claim | None:
-    """Return the claim that more is dropped at the end of rows; none where it cannot be said."""
+    """Return the claim that more is dropped at the end of rows than of routing by chance.
+
+    None where it cannot be said; where calls' groups are not known, the claim is of more than nothing.
+    """
     found = ends(view, rule, layer)
     if not (math.isfinite(found.difference) and np.isfinite(found.replicates).all()):
         return None
-    interval = audit_inference.bootstrap_interval(
-        found.difference, found.replicates, level=level(view)
-    )
-    return Claim(found.difference, *interval)
+    even = found.chance or Even(0.0, 0.0, 0.0)
+    excess = found.difference - even.difference
+    ends_of = audit_inference.bootstrap_interval(excess, found.replicates, level=level(view))
+    quantile = NormalDist().inv_cdf((1 + level(view)) / 2)
+    # What chance drops is itself drawn.
+    half = math.hypot(ends_of.high - excess, quantile * even.error)
+    return Claim(excess, excess - half, excess + half)
 
 
 def answer(claim: Claim | None) -> str:

@@ -94,14 +94,14 @@ def _balance(view: View) -> Found:
     worst = max(found, key=lambda name: found[name]["cv"])
     largest = max(one["max_over_mean"] for one in found.values())
     numbers = {
-        "largest CV": value(found[worst]["cv"], chance=0.0),
-        "largest max / mean": value(largest, chance=1.0),
-        "dead experts": value(dead, chance=0),
+        "largest CV": value(found[worst]["cv"]),
+        "largest max / mean": value(largest),
+        "dead experts": value(dead),
     }
     said = (
         f"The most uneven layer, {worst}, has CV {found[worst]['cv']:.2f} and {found[worst]['effective_experts']:.1f} "
         f"effective of {view.sizes.experts} experts; the largest load of any layer is {largest:.2f} times the mean; "
-        f"{dead} dead experts."
+        f"{dead} dead {'expert' if dead == 1 else 'experts'}."
     )
     return (NOT if dead else HOLDS if largest <= LARGEST_LOAD else PART), said, numbers
 
@@ -134,9 +134,7 @@ def _slices(view: View) -> Found:
         return UNDECIDED, f"{view.slices[furthest]} has too few documents for an interval.", {}
     interval = audit_inference.bootstrap_interval(own, again, level=level(view))
     numbers = {
-        "distance": value(
-            found.distance[furthest], found.low[furthest], found.high[furthest], chance=0.0
-        ),
+        "distance": value(found.distance[furthest], found.low[furthest], found.high[furthest]),
         "share not explained": value(found.share[furthest]),
         "specialisation": value(own, *interval, chance=0.0),
     }

@@ -6,6 +6,7 @@ more positions than that, each position is a part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,8 +33,22 @@ TEXT = (
     "before second ones, so these are dropped first; the paper's single ratio says of neither which it is. What "
     "shares a group decides as much as the model: `t5x` cuts a batch into groups as the training code does, "
     "`torch_port` takes a whole call as one, as the published port that the paper's figure 12 was recorded with. "
-    "The strip below the lines has the tokens: later positions have fewer, of the longer documents only."
+    "The strip below the lines has the tokens: later positions have fewer, of the longer documents only. A slice's last call is filled up with its rows again, which take slots and "
+    "are not counted."
 )
+
+
+class Even(NamedTuple):
+    """Drop ratios of the first and the last quarter, of routing by chance; and their difference's error."""
+
+    first: float
+    last: float
+    error: float
+
+    @property
+    def difference(self) -> float:
+        """Return how much more queues alone drop at the end."""
+        return self.last - self.first
 
 
 class Ends(NamedTuple):
@@ -41,14 +56,14 @@ class Ends(NamedTuple):
 
     first, last, tokens    ratios, and the tokens that they are of
     replicates  float64 [B] differences, last less first
-    chance      first and last ratio of routing by chance under the same rule; None: not known
+    chance      of routing by chance under the same rule; None: not known
     """
 
     first: float
     last: float
     tokens: tuple[int, int]
     replicates: ndarray
-    chance: tuple[float, float] | None
+    chance: Even | None
 
     @property
     def difference(self) -> float:
@@ -68,9 +83,11 @@ def ends(view: View, rule: int, layer: int) -> Ends:
     replicates = ratios(again[1][:, ANY], again[1][:, 0]) - ratios(again[0][:, ANY], again[0][:, 0])
     drawn = chance.drops(view, rule)
     even = None
-    if drawn is not None:
+    if drawn is not None and all(drawn[part, 0].sum() for part in parts):
         sums = [drawn[part].sum(axis=0) for part in parts]
-        even = (float(ratios(sums[0][ANY], sums[0][0])), float(ratios(sums[1][ANY], sums[1][0])))
+        shares = [float(one[ANY] / one[0]) for one in sums]
+        errors = [p * (1 - p) / int(one[0]) for p, one in zip(shares, sums, strict=True)]
+        even = Even(shares[0], shares[1], math.sqrt(sum(errors)))
     return Ends(first, last, (int(found[0][0]), int(found[1][0])), replicates, even)
 
 

@@ -48,8 +48,14 @@ def make(audit: Any) -> dict[str, Any]:
     step = "" if model.get("step") is None else f", step {model['step']}"
     return {
         "schema": SCHEMA,
-        "title": f"Routing of {model['name']}{step}",
+        "title": f"Routing of {model['name']}{step}{_part(view)}",
         "manifest": dict(view.manifest),
         "verdict": decided,
         "sections": [*sections, methods.section(view, sections, decided)],
     }
+
+
+def _part(view: View) -> str:
+    """Return which part of the text was audited, where it is not all."""
+    share = view.manifest["recipe"].get("share")
+    return f" (only the shares {share} of the text)" if share else ""

@@ -49,7 +49,10 @@ def decide(view: View) -> dict[str, Any]:
 
 
 def _told(view: View, key: str, claim: Claim | None) -> str:
-    return UNTOLD if view.untold(key) else claims.answer(claim)
+    reason = view.untold(key)
+    if reason is not None:
+        return UNTOLD if reason.endswith("not recorded") else UNDECIDED
+    return claims.answer(claim)
 
 
 def _driver(keys: dict[str, Claim | None]) -> str:
@@ -123,9 +126,13 @@ def _reason(view: View, key: str) -> str:
 
 
 def _ending(view: View) -> Made:
-    identifier, finding = "drop_towards_the_end", "Tokens are dropped towards the end of the text"
+    identifier, finding = (
+        "drop_towards_the_end",
+        "Tokens are dropped towards the end, more than by chance",
+    )
     rule = (
-        f"Any-drop ratio of the last quarter of positions less that of the first, under the first rule, its interval at the level 1 - {claims.RATE}/m. holds: lower "
+        "Any-drop ratio of the last quarter of positions less that of the first, less the same of routing by chance in the "
+        f"same queues, under the first rule, its interval at the level 1 - {claims.RATE}/m. holds: lower "
         f"end above 0, and {claims.MORE} times as many drops at the end, or so many times fewer tokens that lose none; in part: lower end above 0; does not "
         f"hold: upper end below {claims.NO_MORE}."
     )
@@ -141,13 +148,12 @@ def _ending(view: View) -> Made:
             f"{name}: {percent(apart.first)} of the first quarter's {apart.tokens[0]:,} tokens lose a choice, "
             f"{percent(apart.last)} of the last's {apart.tokens[1]:,} ({answers[-1]})"
         )
-        even = None if apart.chance is None else apart.chance[1] - apart.chance[0]
         if apart.chance is not None:
             told[-1] += (
-                f"; routing by chance {percent(apart.chance[0])} and {percent(apart.chance[1])}"
+                f"; routing by chance {percent(apart.chance.first)} and {percent(apart.chance.last)}"
             )
         if claim is not None:
-            numbers[name] = value(claim.value, claim.low, claim.high, chance=even)
+            numbers[name] = value(claim.value, claim.low, claim.high, chance=0.0)
         numbers[f"{name}, first quarter"] = value(apart.first)
         numbers[f"{name}, last quarter"] = value(apart.last)
     statement = f"In layer {view.layers[view.asked]}, under {'; under '.join(told)}."

@@ -61,6 +61,8 @@ class Request:
 
 def run(request: Request) -> int:
     """Run the audit, or go on with it, and show what came of it; return 0. Errors: UsageError."""
+    if not request.checkpoint.exists():
+        raise UsageError(f"{request.checkpoint}: does not exist")
     share = _check(request)
     pieces, file = _vocabulary(request)
     slices = text.slices(

@@ -124,21 +124,30 @@ class Pass:
         with bar, self._trace(state.parts) as trace:
             total = sum(int(one.texts.sizes.sum()) for one in self._slices)
             task = bar.add_task("audit", total=total, tokens=0)
-            for call, found in self._recorded(record, state.calls):
-                one = flattening.flat(call, found, self._rules)
-                self._count(state, call, found, one)
-                if trace is not None:
-                    trace.add(one.routed)
-                self._say(call)
-                bar.update(
-                    task,
-                    description=self._slices[call.slice].name,
-                    completed=sum(s.size for s in self._slices),
-                    tokens=sum(s.tokens for s in self._slices),
-                )
-                if self._progress.due():
-                    state.parts = 0 if trace is None else trace.flush()
-                    self._progress.save(state)
+            try:
+                for call, found in self._recorded(record, state.calls):
+                    one = flattening.flat(call, found, self._rules)
+                    self._count(state, call, found, one)
+                    if trace is not None:
+                        trace.add(one.routed)
+                    self._say(call)
+                    bar.update(
+                        task,
+                        description=self._slices[call.slice].name,
+                        completed=sum(s.size for s in self._slices),
+                        tokens=sum(s.tokens for s in self._slices),
+                    )
+                    if self._progress.due():
+                        state.parts = 0 if trace is None else trace.flush()
+                        self._progress.save(state)
+            except KeyboardInterrupt:
+                state.parts = 0 if trace is None else trace.flush()
+                self._progress.save(state)
+                raise UsageError("interrupted, and saved: the same command goes on") from None
+        if not state.done:
+            raise UsageError(
+                f"--share {self._request.share}: has no call of the text; take fewer shares"
+            )
         self._state = state
 
     def _say(self, call: Call) -> None:

@@ -89,8 +89,11 @@ class Slice:
                 continue
             self.documents += 1
             self.tokens += len(ids)
-            self.size += len(text.encode())
-            yield f"{self.name}/{number if self.names is None else self.names[number]}", ids
+            encoded = text.encode()
+            self.size += len(encoded)
+            # By its content, a document has the same fold wherever it stands, and as a copy of another.
+            named = hashlib.sha256(encoded).hexdigest()[:16]
+            yield f"{self.name}/{named if self.names is None else self.names[number]}", ids
         if not self.tokens:
             raise UsageError(f"--text {self.name}: has no text; name other files, or leave it out")
 
@@ -116,8 +119,10 @@ def slices(
 
 def _pair(given: str) -> tuple[str, Path]:
     name, _, path = given.partition("=")
-    if not name or not path:
-        raise UsageError(f"--text {given}: must be SLICE=PATH, as german=german.jsonl")
+    if not name or not path or "/" in name:
+        raise UsageError(
+            f"--text {given}: must be SLICE=PATH, as german=german.jsonl, without / in the slice's name"
+        )
     return name, Path(path)
 
 

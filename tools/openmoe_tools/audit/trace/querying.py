@@ -94,6 +94,10 @@ def _of_figure(request: Request, connection: Any, head: Head, figures: Mapping[s
         raise UsageError(
             f"--layer {layer}: the trace has sparse layers 0 to {len(head.layers) - 1}"
         )
+    if request.expert >= head.experts:
+        raise UsageError(f"--expert {request.expert}: there are {head.experts}, from 0")
+    if request.token is not None and request.token >= head.vocabulary_size:
+        raise UsageError(f"--token {request.token}: there are {head.vocabulary_size} ids, from 0")
     given: dict[str, Any] = {"layer": layer, "expert": request.expert}
     taken = inspect.signature(QUERIES[name]).parameters
     if "token" in taken:
