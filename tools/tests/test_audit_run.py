@@ -279,8 +279,14 @@ def test_what_cannot_be_merged_is_refused(audited, complains, tmp_path):
     one, other = audited("--share", "1/2"), audited("--share", "2/2", "--rows", "2")
     complains("audit", "merge", tmp_path / "m", one.path, other.path, words=["other recipes"])
     again = audited("--share", "1/2")
-    complains("audit", "merge", tmp_path / "m", one.path, again.path, words=["same share"])
+    complains(
+        "audit", "merge", tmp_path / "m", one.path, again.path, words=["both have the share 1/2"]
+    )
     complains("audit", "merge", tmp_path / "m", one.path, words=["two audits"])
+    third = audited("--share", "1/3")
+    complains("audit", "merge", tmp_path / "m", one.path, third.path, words=["numbers of parts"])
+    whole = audited()
+    complains("audit", "merge", tmp_path / "m", one.path, whole.path, words=["of the whole text"])
     changed = tmp_path / "changed"
     shutil.copytree(audited("--share", "2/2").path, changed)
     told = json.loads((changed / folder.MANIFEST).read_text(encoding="utf-8"))

@@ -46,6 +46,8 @@ def others(checkpoint: Path, *, series: bool, against: Sequence[str]) -> list[Ot
         label, _, path = given.partition("=")
         if not label or not path:
             raise UsageError(f"--against {given}: must be LABEL=CHECKPOINT, as chat=runs/questions")
+        if not Path(path).exists():
+            raise UsageError(f"--against {given}: {path} does not exist")
         found.append(Other(label, Path(path), "other"))
     labels = [one.label for one in found]
     for label in labels:
