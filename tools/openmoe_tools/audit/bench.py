@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from openmoe_tools.audit.passing.model import Audited
 from openmoe_tools.audit.passing.recording import How, Machine
 from openmoe_tools.audit.passing.rules import rules, what_ifs
 from openmoe_tools.audit.passing.text import Call
+from openmoe_tools.timing import in_turns
 
 ROUNDS = 7
 MODEL = Configuration(
@@ -59,20 +58,6 @@ _MEMORY = (
 )
 QUERY_TOKENS = 4_000_000
 MEMORY_TOKENS = (100_000, 10_000_000)
-
-
-def in_turns(
-    programs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
-) -> dict[str, float]:
-    """Return the median seconds of each program, run in turns after a first time."""
-    taken: dict[str, list[float]] = {name: [] for name in programs}
-    for number in range(rounds + 1):
-        for name, program in programs.items():
-            begun = time.perf_counter()
-            program()
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def _state(met: bool) -> str:
@@ -120,7 +105,8 @@ def tracing_section() -> str:
             "the routers' decisions alone": lambda: record(ids, targets),
             "an audit's call, one after another": lambda: counted(with_replay=False),
             f"the same with {len(asked)} replays": lambda: counted(with_replay=True),
-        }
+        },
+        ROUNDS,
     )
     bound, *_ = seconds.values()
     rows = [
@@ -158,7 +144,7 @@ def counting_section() -> str:
         less = replace(one, gate=None, margin=None, entropy=None)
         tables.add(one if known else less, groups)
 
-    seconds = in_turns({"less": lambda: add(known=False), "all": lambda: add(known=True)})
+    seconds = in_turns({"less": lambda: add(known=False), "all": lambda: add(known=True)}, ROUNDS)
     token_layers = 16_384 * SIZES.layers
     rates = {name: token_layers / one / 1e6 for name, one in seconds.items()}
     return f"""## Counting

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -107,19 +107,20 @@ def _compared(one: Audit, other: Audit) -> Found:
     layers = one.tables.sizes.layers
     found = Found(counts={name: np.zeros(layers, np.int64) for name in (TIED, DISPLACED, OTHER)})
     # Rows of a call share groups; which rows a call has is not in a trace, but how many are.
-    near: deque[tuple[int, ndarray]] = deque(maxlen=2 * int(one.manifest["recipe"]["rows"] or 1))
-    waiting: list[tuple[Routed, Routed]] = []
     reach = int(one.manifest["recipe"]["rows"] or 1)
+    near: deque[tuple[int, ndarray]] = deque(maxlen=2 * reach)
+    waiting: deque[tuple[Routed, Routed, ndarray]] = deque()
     for mine, theirs in zip_longest(_rows(one), _rows(other)):
         if mine is None or theirs is None or not np.array_equal(mine.token, theirs.token):
             raise UsageError(f"{one.path} and {other.path}: their traces are of other tokens")
         found.tokens += len(mine.token)
-        near.append((int(mine.row[0]), np.asarray(_tied(mine, theirs).any(axis=0))))
-        waiting.append((mine, theirs))
+        tied = _tied(mine, theirs)
+        near.append((int(mine.row[0]), np.asarray(tied.any(axis=0))))
+        waiting.append((mine, theirs, tied))
         if len(waiting) >= reach:  # what a row's call may hold behind it has been seen
-            _judge(found, *waiting.pop(0), near, reach)
-    for mine, theirs in waiting:
-        _judge(found, mine, theirs, near, reach)
+            _judge(found, *waiting[0], _around(waiting.popleft()[0], near, reach))
+    for last in waiting:
+        _judge(found, *last, _around(last[0], near, reach))
     return found
 
 
@@ -135,24 +136,22 @@ def _tied(mine: Routed, theirs: Routed) -> ndarray:
     return small & (mine.expert != theirs.expert).any(axis=-1)
 
 
-def _judge(
-    found: Found,
-    mine: Routed,
-    theirs: Routed,
-    near: deque[tuple[int, ndarray]],
-    reach: int,
-) -> None:
+def _around(mine: Routed, near: Iterable[tuple[int, ndarray]], reach: int) -> ndarray:
+    """Return which layers have a near-tie in a row that may be of the same call, bool [L]."""
     row = int(mine.row[0])
-    around = np.zeros(mine.expert.shape[1], bool)
+    found = np.zeros(mine.expert.shape[1], bool)
     for place, layers in near:
         if abs(place - row) < reach:
-            around |= layers
+            found |= layers
+    return found
+
+
+def _judge(found: Found, mine: Routed, theirs: Routed, tied: ndarray, around: ndarray) -> None:
     before = np.concatenate([[False], np.logical_or.accumulate(around)[:-1]])  # in an earlier layer
     chosen = (mine.expert != theirs.expert).any(axis=-1)
     assert mine.dropped is not None
     assert theirs.dropped is not None
     dropped = (mine.dropped != theirs.dropped).any(axis=(0, -1))
-    tied = _tied(mine, theirs)
     displaced = ~tied & ((chosen & before) | (~chosen & dropped & (before | around)))
     other = (chosen | dropped) & ~tied & ~displaced
     for name, where in ((TIED, tied), (DISPLACED, displaced), (OTHER, other)):

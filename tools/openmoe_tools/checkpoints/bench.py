@@ -9,7 +9,6 @@ import argparse
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from openmoe_tools.checkpoints.containers.safetensors_writer import SafetensorsW
 from openmoe_tools.checkpoints.containers.writers import Out
 from openmoe_tools.checkpoints.conversion.converting import convert
 from openmoe_tools.checkpoints.conversion.planning import plan
+from openmoe_tools.timing import in_turns
 
 ROUNDS = 5
 DIGEST_TARGET, CONVERT_TARGET, MEMORY_TARGET = 0.8, 0.7, 1.5
@@ -82,20 +82,6 @@ def write_model(folder: Path, model: Configuration, dtype: str, seed: int = 0) -
     return folder
 
 
-def in_turns(
-    programs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
-) -> dict[str, float]:
-    """Return the median seconds of each program, run in turns after a first time."""
-    taken: dict[str, list[float]] = {name: [] for name in programs}
-    for number in range(rounds + 1):
-        for name, program in programs.items():
-            begun = time.perf_counter()
-            program()
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
 def _digests(path: Path, jobs: int) -> Callable[[], object]:
     return lambda: digests.all_digests(
         open_checkpoint(path), working.Budget.of(working.memory(MEMORY), jobs)
@@ -136,7 +122,8 @@ def digest_section(plain: Path, compressed: Path, size: int) -> str:
             "gzip": _digests(compressed, 1),
             "inflate, all": inflate_alone(compressed, cores),
             "gzip, all": _digests(compressed, cores),
-        }
+        },
+        ROUNDS,
     )
     rows = [
         _row(

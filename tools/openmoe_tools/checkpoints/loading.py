@@ -38,11 +38,15 @@ def load(path: Path) -> Loaded:
 
     Errors: UsageError naming the file, the tensor, and the shapes that it has and must have.
     """
-    checkpoint = open_checkpoint(path)
+    return load_opened(open_checkpoint(path))
+
+
+def load_opened(checkpoint: Checkpoint) -> Loaded:
+    """Return what `load` does, of a checkpoint that is open. Errors: UsageError."""
     model = settings.configuration(checkpoint)
     if model is None:
         raise UsageError(
-            f"{path}: holds no {settings.CONFIG}, and nothing else says what model it is"
+            f"{checkpoint.path}: holds no {settings.CONFIG}, and nothing else says what model it is"
         )
     tensors = parameters(model)
     _compare(checkpoint, tensors)

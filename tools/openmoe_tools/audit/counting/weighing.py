@@ -36,6 +36,11 @@ def _known(name: str) -> tuple[int, bytes]:
     return fold, weights.astype(np.uint8).tobytes()
 
 
+def weights_of(name: str) -> ndarray:
+    """Return how often a document counts in each replicate. Errors: UsageError. Spec: AUDIT-25."""
+    return np.frombuffer(_known(name)[1], np.uint8).astype(np.int64)
+
+
 def folds_of(names: Sequence[str]) -> ndarray:
     """Return the folds of documents, int64. Errors: UsageError. Spec: AUDIT-25."""
     return np.array([_known(name)[0] for name in names], np.int64)

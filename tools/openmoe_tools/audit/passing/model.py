@@ -58,7 +58,7 @@ def load(path: Path) -> Audited:
     checkpoint = open_checkpoint(path)
     if not any("router" in name for name in checkpoint.tensors):
         raise UsageError(f"{path}: has no mixture-of-experts layer; there is no routing to audit")
-    loaded = loading.load(path)
+    loaded = loading.load_opened(checkpoint)  # not opened again: a run may save a newer step
     return Audited(path, loaded.model, loaded.weights, loaded.step, digest_of(checkpoint))
 
 

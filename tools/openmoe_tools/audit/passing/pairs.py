@@ -16,9 +16,10 @@ from numpy import ndarray
 
 from openmoe_conformance.outcome import UsageError
 from openmoe_reference.audit_drops import drop_counts
-from openmoe_reference.audit_inference import document_fold, document_weights
-from openmoe_tools.audit.counting.layout import POSITION_BINS, REPLICATES, Sizes, pair_forms
+from openmoe_tools.audit.counting.adding import position_bins
+from openmoe_tools.audit.counting.layout import POSITION_BINS, Sizes, pair_forms
 from openmoe_tools.audit.counting.routed import Routed
+from openmoe_tools.audit.counting.weighing import folds_of, weights_of
 from openmoe_tools.audit.passing import model as models
 from openmoe_tools.audit.passing.flattening import flat
 from openmoe_tools.audit.passing.model import Audited
@@ -82,7 +83,6 @@ def compare(
     """
     forms = pair_forms(sizes, len(given) + 1)
     tables = {name: np.zeros(form.shape, form.dtype) for name, form in forms.items()}
-    weights = _Weights()
     own = [one.expert for one in _routed(audited, calls, machine, rules)]
     described = []
     for number, other in enumerate([*given, None]):
@@ -91,7 +91,7 @@ def compare(
         for experts, routed in zip(own, _routed(model, calls, machine, rules), strict=True):
             mine = {name: table[number] for name, table in tables.items() if name != _REPLICATES}
             mine[_REPLICATES] = tables[_REPLICATES][:, number]
-            _add(mine, experts, routed, sizes, weights)
+            _add(mine, experts, routed, sizes)
         described.append(
             {
                 "label": "audited" if other is None else other.label,
@@ -115,24 +115,11 @@ _REPLICATES = "replicate_agreement"
 """The table whose first axis is not the checkpoints'."""
 
 
-class _Weights:
-    """The bootstrap's weights and the half of each document, made once."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, tuple[ndarray, int]] = {}
-
-    def __call__(self, name: str) -> tuple[ndarray, int]:
-        if name not in self._made:
-            self._made[name] = document_weights(name, replicates=REPLICATES), document_fold(name)
-        return self._made[name]
-
-
 def _add(
     tables: Mapping[str, ndarray],
     own: ndarray,
     routed: Routed,
     sizes: Sizes,
-    weights: _Weights,
 ) -> None:
     """Count a call in the tables of one checkpoint; `own` [N, n, K] is what the audited one chose."""
     shared = (own[..., :, None] == routed.expert[..., None, :]).sum(axis=(-1, -2))  # [N, n]
@@ -141,11 +128,10 @@ def _add(
     tables["agreement"] += columns.sum(axis=0)
     halves = np.zeros(len(own), np.int64)
     for document in np.unique(routed.document).tolist():
-        made, fold = weights(routed.documents[document])
-        here = routed.document == document
-        halves[here] = fold % 2
+        name, here = routed.documents[document], routed.document == document
+        halves[here] = folds_of([name]) % 2
         own_sum = columns[here].sum(axis=0)
-        tables[_REPLICATES] += made[:, None, None] * own_sum
+        tables[_REPLICATES] += weights_of(name)[:, None, None] * own_sum
     layers = np.arange(sizes.layers)
     for rank in range(sizes.choices):
         place: Any = (
@@ -158,7 +144,7 @@ def _add(
         np.add.at(tables["checkpoint_token"], place, 1)
     if routed.dropped is None:
         return
-    bins = routed.position.astype(np.int64) * POSITION_BINS // sizes.length
+    bins = position_bins(routed.position, sizes.length)
     for rule, dropped in enumerate(routed.dropped):
         for layer in range(sizes.layers):
             counts = drop_counts(dropped[:, layer], bins, num_keys=POSITION_BINS)
