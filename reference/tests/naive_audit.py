@@ -254,7 +254,7 @@ def load_statistics(loads: Sequence[int]) -> dict[str, float]:
         "cv": math.sqrt(variance / mean**2),
         "max_over_mean": float(max(loads) / mean),
         "min_over_mean": float(min(loads) / mean),
-        "entropy": entropy / math.log(size),
+        "entropy": entropy / math.log(size) if size > 1 else 1.0,
         "effective_experts": math.exp(entropy),
         "gini": float(Fraction(differences, size**2) / (2 * mean)),
         "dead_fraction": sum(load == 0 for load in loads) / size,
@@ -311,7 +311,7 @@ def table_divergence(first: Counts, second: Counts) -> float:
         weight = tokens_of(one) + tokens_of(other)
         terms.append(weight * (_bits(middle) - _bits(p) / 2 - _bits(q) / 2))
         weights += weight
-    return math.fsum(terms) / weights
+    return math.fsum(terms) / weights if weights else math.nan
 
 
 def overlap(first: Choices, second: Choices) -> list[list[int]]:
